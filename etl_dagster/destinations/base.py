@@ -1,0 +1,155 @@
+"""The contract between the engine and a destination.
+
+Facts are data (`Capabilities`); behaviour is few methods. The same test suite
+(`etl_dagster.testing.destination_contract`) holds every destination to what is written here.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+import pyarrow as pa
+
+from etl_dagster.model import CopyTarget, EventBatch, Lsn, TableId, TableSchema
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a destination can do; the engine and the tests ask this, never the class.
+
+    Attributes:
+        concurrent_copies: How many `write_table_rows` calls may run at once.
+        atomic_batches: A batch over several tables becomes visible at one instant.
+        survives_process: What was written is there after the process has ended.
+        piece_bytes: Arrow bytes of one piece of an `EventBatch` that suit it best.
+    """
+
+    concurrent_copies: int = 1
+    atomic_batches: bool = False
+    survives_process: bool = True
+    piece_bytes: int = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkRows:
+    """One chunk of a copy: the rows that one snapshot saw in one range of the table.
+
+    Attributes:
+        chunk_id: Unique within the copy.
+        seen_lsn: Every change committed at or before it is in the snapshot. What ``_LSN`` of its rows shows.
+        taken_at: When the snapshot was taken; what ``_TIMESTAMP`` of its rows shows.
+        reread: The chunk holds keys that `Destination.finish_copy` could not decide, read again.
+        batches: Rows by the Arrow schema of the table; may be consumed once.
+    """
+
+    chunk_id: str
+    seen_lsn: Lsn
+    taken_at: datetime
+    batches: Iterable[pa.RecordBatch]
+    reread: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CopyResult:
+    """What `Destination.finish_copy` did.
+
+    Attributes:
+        rows: Rows in the table after the swap; None when the swap has to wait for ``undecided``.
+        undecided: Keys (the key columns, in key order) whose unchanged TOAST values stand neither in the log nor in
+            the staged rows; None when the copy is finished.
+    """
+
+    rows: int | None
+    undecided: pa.Table | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WriteResult:
+    """What `Destination.write_events` did.
+
+    Attributes:
+        position: The batch's position, now the watermark of its tables.
+        changes: Changes applied per table (those that a watermark already covered are not counted).
+    """
+
+    position: Lsn
+    changes: Mapping[TableId, int]
+
+
+class Destination(ABC):
+    """A place that tables are replicated into.
+
+    Every table keeps the source's columns plus ``_CHANGE_TYPE``, ``_LSN`` and ``_TIMESTAMP``, and a watermark: the
+    position up to which the stream is in it.
+
+    *Durability*: when a method returns, its effect survives the end of the process and of the machine, if
+    ``capabilities.survives_process``. *Duplicates*: every method may be called again with the same arguments after a
+    crash at any instant and then changes nothing that it had done already. *Errors*: raises `DestinationError` (with
+    ``table`` when one table is at fault) or `ValueUnrepresentable`, and then has changed nothing. *Concurrency*: calls
+    of `write_table_rows` may run beside each other and beside any other method, as many as
+    ``capabilities.concurrent_copies``; all other calls come from one thread at a time.
+    """
+
+    capabilities: Capabilities
+
+    def startup(self) -> None:
+        """Open, create what the destination needs for itself, and reconcile what a crash left behind."""
+
+    def shutdown(self) -> None:
+        """Release everything; safe to call twice. The destination can be started again afterwards."""
+
+    @abstractmethod
+    def positions(self) -> Mapping[TableId, Lsn]:
+        """Watermark of each live table that exists here."""
+
+    @abstractmethod
+    def truncate_table(self, target: TableSchema | CopyTarget) -> None:
+        """Leave the table, or the staging area of a copy, existing and empty.
+
+        For a `CopyTarget` this begins a copy: staging area and change log of this copy exist and are empty
+        afterwards, and leftovers of other copies of the same table are gone. When this very copy has begun before,
+        what it holds is kept (the call repeats one that a crash made uncertain). The live table is not touched. For a live
+        table, readers see either the full or the empty table; its watermark stays.
+        """
+
+    @abstractmethod
+    def write_table_rows(self, target: CopyTarget, chunk: ChunkRows) -> int:
+        """Stage the rows of one chunk; all or nothing, and returns how many.
+
+        Idempotent per ``chunk_id``: a chunk that is staged already is not staged again (its batches need not be
+        consumed). A chunk of no rows is valid.
+        """
+
+    @abstractmethod
+    def write_events(self, batch: EventBatch) -> WriteResult:
+        """Apply one micro-batch.
+
+        For each table in ``batch.routes``: changes at or below its watermark are dropped; the others go to the live
+        table (when ``route.live`` and the table exists), merged to the last state per key, and, raw and in order,
+        to the change log of ``route.log``; data and watermark become visible in one transaction. A truncate empties
+        the live table, and makes the running copy forget its log and all its staged rows, also those of chunks that
+        come later. An unchanged TOAST value keeps what the row has, also when the update moved the row to another
+        key. An empty batch only raises watermarks.
+        """
+
+    @abstractmethod
+    def finish_copy(self, target: CopyTarget, position: Lsn) -> CopyResult:
+        """Make the copy the live table, in one transaction.
+
+        Staged rows whose key is in the log give way to the last change in the log; the result takes the place of the live
+        table, with ``position`` as its watermark; staging area and log go away. Where unchanged TOAST values can be
+        found neither in the log nor in a staged row that is sure to be the same row, nothing is swapped and the keys
+        are returned as ``undecided``: the engine reads them again (`ChunkRows.reread`) and calls again. Called again for
+        a copy that was finished, it returns the row count and changes nothing.
+        """
+
+    @abstractmethod
+    def drop_table(self, table: TableId) -> None:
+        """Remove the live table, its watermark, and every copy of it; no error when there is none."""
+
+    @abstractmethod
+    def read_table(self, table: TableSchema) -> pa.RecordBatchReader:
+        """The live table's rows: the source's columns by their Arrow types, then the three CDC columns."""

@@ -1,0 +1,138 @@
+"""Every error of the package: one root, and a kind that says who is at fault.
+
+::
+
+    EtlError
+    ├── ConfigError          a setting is wrong; names the field's path
+    ├── SourceError          the source database refuses or is not set up
+    │   ├── SlotError        the replication slot is missing, lost, busy or ahead of us
+    │   └── PublicationError the publication is missing or empty
+    ├── ProtocolError        bytes that are not what the protocol promises
+    ├── ValueUnrepresentable a value that the column's Arrow type cannot hold
+    ├── TableError           one table cannot be replicated as it stands
+    ├── DestinationError     the destination refuses
+    ├── StateError           the state store refuses, or another instance holds the pipeline
+    └── InternalError        our own mistake
+
+A message never holds row values or secrets. What failed (`ErrorKind`) is kept apart from what to do about it
+(`etl_dagster.replication.policy`).
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import ClassVar
+
+
+class ErrorKind(StrEnum):
+    """Who or what is at fault; the policy table gives each kind its treatment."""
+
+    CONFIG = "config"
+    SOURCE_UNAVAILABLE = "source_unavailable"
+    SOURCE_REFUSED = "source_refused"
+    SOURCE_SETTINGS = "source_settings"
+    SLOT_BUSY = "slot_busy"
+    SLOT_LOST = "slot_lost"
+    PUBLICATION = "publication"
+    PROTOCOL = "protocol"
+    VALUE = "value"
+    TABLE = "table"
+    DESTINATION_UNAVAILABLE = "destination_unavailable"
+    DESTINATION_REFUSED = "destination_refused"
+    STATE = "state"
+    PIPELINE_BUSY = "pipeline_busy"
+    INTERNAL = "internal"
+
+
+class EtlError(Exception):
+    """Root of all errors raised on purpose.
+
+    Args:
+        message: What failed and where, one sentence.
+        hint: What the operator does next, one sentence.
+        kind: Who is at fault; each class has a default.
+        table: The one table concerned (``schema.name``), when only one is.
+    """
+
+    default_kind: ClassVar[ErrorKind] = ErrorKind.INTERNAL
+
+    def __init__(
+        self, message: str, *, hint: str = "", kind: ErrorKind | None = None, table: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.kind = kind or self.default_kind
+        self.table = table
+
+    def __str__(self) -> str:
+        return f"{self.message} — {self.hint}" if self.hint else self.message
+
+
+class ConfigError(EtlError):
+    """A setting is wrong or missing."""
+
+    default_kind = ErrorKind.CONFIG
+
+
+class SourceError(EtlError):
+    """The source database cannot be used as it is."""
+
+    default_kind = ErrorKind.SOURCE_REFUSED
+
+
+class SlotError(SourceError):
+    """The replication slot cannot be used."""
+
+    default_kind = ErrorKind.SLOT_LOST
+
+
+class PublicationError(SourceError):
+    """The publication cannot be used."""
+
+    default_kind = ErrorKind.PUBLICATION
+
+
+class ProtocolError(EtlError):
+    """Bytes that break the protocol: where, what was needed, what was there."""
+
+    default_kind = ErrorKind.PROTOCOL
+
+    def __init__(self, message: str, *, offset: int, need: int, have: int) -> None:
+        super().__init__(
+            f"{message} at byte {offset}: need {need} bytes, have {have}",
+            hint="The stream is truncated or corrupt; read it again, and report it if it persists",
+        )
+        self.offset = offset
+        self.need = need
+        self.have = have
+
+
+class ValueUnrepresentable(EtlError):
+    """A value that the destination column's type cannot hold."""
+
+    default_kind = ErrorKind.VALUE
+
+
+class TableError(EtlError):
+    """One table cannot be replicated as it stands."""
+
+    default_kind = ErrorKind.TABLE
+
+
+class DestinationError(EtlError):
+    """The destination refused an operation."""
+
+    default_kind = ErrorKind.DESTINATION_REFUSED
+
+
+class StateError(EtlError):
+    """The state store refused, or holds something that contradicts the source."""
+
+    default_kind = ErrorKind.STATE
+
+
+class InternalError(EtlError):
+    """A mistake of ours."""
+
+    default_kind = ErrorKind.INTERNAL

@@ -1,0 +1,48 @@
+"""The vocabulary: positions, tables, changes."""
+
+from etl_dagster.model.changes import (
+    CDC_COLUMNS,
+    CHANGE_TYPE_COLUMN,
+    LSN_COLUMN,
+    TIMESTAMP_COLUMN,
+    ChangeKind,
+    ChangeSet,
+    ChangeType,
+    CopyTarget,
+    EventBatch,
+    Route,
+    TableEvents,
+)
+from etl_dagster.model.lsn import ZERO_LSN, Lsn
+from etl_dagster.model.table import (
+    Column,
+    FrozenModel,
+    PgType,
+    ReplicaIdentity,
+    TableId,
+    TableSchema,
+    TypeKind,
+)
+
+__all__ = [
+    "CDC_COLUMNS",
+    "CHANGE_TYPE_COLUMN",
+    "LSN_COLUMN",
+    "TIMESTAMP_COLUMN",
+    "ZERO_LSN",
+    "ChangeKind",
+    "ChangeSet",
+    "ChangeType",
+    "Column",
+    "CopyTarget",
+    "EventBatch",
+    "FrozenModel",
+    "Lsn",
+    "PgType",
+    "ReplicaIdentity",
+    "Route",
+    "TableEvents",
+    "TableId",
+    "TableSchema",
+    "TypeKind",
+]

@@ -1,0 +1,135 @@
+"""Changes in columnar form: what leaves the decoder, is compacted, and lands in a destination.
+
+A `ChangeSet` holds changes of one table in commit order, one array entry per change. ``(lsn, ordinal)`` orders
+them: ``lsn`` is the start of the commit record of their transaction, ``ordinal`` their place within it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from etl_dagster.model.lsn import Lsn
+from etl_dagster.model.table import TableId, TableSchema
+
+# Columns that every destination adds to a table, after the source's own.
+CHANGE_TYPE_COLUMN = "_CHANGE_TYPE"  # text: how the row got its present state, a `ChangeType`
+LSN_COLUMN = "_LSN"  # text of fixed width, sorts in commit order: see `format_lsn`
+TIMESTAMP_COLUMN = "_TIMESTAMP"  # timestamp[us, UTC]: commit time at the source; snapshot time of a copied row
+CDC_COLUMNS = (CHANGE_TYPE_COLUMN, LSN_COLUMN, TIMESTAMP_COLUMN)
+
+
+class ChangeKind(IntEnum):
+    """Values of `ChangeSet.kind`."""
+
+    INSERT = 1
+    UPDATE = 2
+    DELETE = 3
+
+
+class ChangeType(StrEnum):
+    """Values of the column ``_CHANGE_TYPE``."""
+
+    COPY = "copy"
+    INSERT = "insert"
+    UPDATE = "update"
+    DELETE = "delete"
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeSet:
+    """Changes of one table in commit order, n entries each.
+
+    Attributes:
+        rows: The table's columns (Arrow schema of `etl_dagster.arrow.arrow_schema`). A delete fills only the key
+            columns; the others are null.
+        kind: int8, `ChangeKind`.
+        lsn: uint64, start of the commit record.
+        ordinal: int64, place within the transaction, growing.
+        timestamp: int64, commit time, microseconds since 1970-01-01 UTC.
+        unchanged: For each column (by position) that has any, a bool mask of the updates that left a TOASTed value
+            as it was, so that it was not sent; ``rows`` is null there and the null means nothing.
+        moved: bool mask of updates that changed the key; None when there is none.
+        old_keys: Key columns (in key order) as they were before; meaningful where ``moved`` is set. None when
+            ``moved`` is None.
+    """
+
+    table: TableSchema
+    rows: pa.RecordBatch
+    kind: npt.NDArray[np.int8]
+    lsn: npt.NDArray[np.uint64]
+    ordinal: npt.NDArray[np.int64]
+    timestamp: npt.NDArray[np.int64]
+    unchanged: Mapping[int, npt.NDArray[np.bool_]] = field(default_factory=dict)
+    moved: npt.NDArray[np.bool_] | None = None
+    old_keys: pa.RecordBatch | None = None
+
+    def __len__(self) -> int:
+        return len(self.kind)
+
+    @property
+    def nbytes(self) -> int:
+        """Approximate size in memory."""
+        return int(self.rows.nbytes) + 32 * len(self)
+
+
+@dataclass(frozen=True, slots=True)
+class CopyTarget:
+    """The staging area of one copy of one table.
+
+    Attributes:
+        copy_id: Unique per copy, letters, digits and underscores only.
+    """
+
+    table: TableSchema
+    copy_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class TableEvents:
+    """What happened to one table within one piece of a batch.
+
+    ``truncated_at`` is the commit LSN of the last truncate; the changes are those after it, since what came before
+    is gone. Without a truncate, ``changes`` are all of the piece, in order.
+    """
+
+    table: TableSchema
+    changes: Sequence[ChangeSet] = ()
+    truncated_at: Lsn | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where the changes of one table land: the live table, the log of a running copy, or both."""
+
+    live: bool = True
+    log: CopyTarget | None = None
+
+
+class EventBatch:
+    """One micro-batch: whole transactions, in pieces that fit in memory.
+
+    Iterate once over the pieces, in order; each maps tables to their events. When the iteration has ended,
+    ``position`` says how far the stream has been read: it is the watermark to set for every table in ``routes``,
+    also for those with no change.
+    """
+
+    def __init__(
+        self, pieces: Iterator[Sequence[TableEvents]], position: Callable[[], Lsn], routes: Mapping[TableId, Route]
+    ) -> None:
+        self._pieces = pieces
+        self._position = position
+        self.routes = routes
+
+    def __iter__(self) -> Iterator[Sequence[TableEvents]]:
+        return self._pieces
+
+    @property
+    def position(self) -> Lsn:
+        """Position after the last whole transaction; valid once the pieces are consumed."""
+        return self._position()

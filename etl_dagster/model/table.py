@@ -1,0 +1,109 @@
+"""Tables, columns and types as the source's catalogue describes them."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from functools import cached_property
+from typing import NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+
+
+class FrozenModel(BaseModel):
+    """Immutable, and refuses fields that it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TableId(NamedTuple):
+    """A table's full name in the source."""
+
+    schema: str
+    name: str
+
+    @classmethod
+    def parse(cls, text: str) -> TableId:
+        """Read ``schema.name``; the schema is ``public`` when it is left out."""
+        schema, dot, name = text.partition(".")
+        return cls(schema, name) if dot else cls("public", schema)
+
+    def __str__(self) -> str:
+        return f"{self.schema}.{self.name}"
+
+
+class TypeKind(StrEnum):
+    """How the catalogue classes a type; domains are resolved away before."""
+
+    BASE = "base"
+    ENUM = "enum"
+    ARRAY = "array"
+    COMPOSITE = "composite"
+    RANGE = "range"
+    MULTIRANGE = "multirange"
+    PSEUDO = "pseudo"
+
+
+class PgType(FrozenModel):
+    """A column's type with its domains resolved, since a domain travels as its base type.
+
+    Attributes:
+        oid: OID of the resolved type (for ``CREATE DOMAIN d AS int``, that of ``int4``).
+        name: The declared type as ``format_type`` prints it, for people.
+        typmod: Type modifier in force (of the innermost domain that sets one), -1 when there is none.
+        kind: Class of the resolved type.
+        element: Resolved element type of an array.
+    """
+
+    oid: int
+    name: str
+    typmod: int = -1
+    kind: TypeKind = TypeKind.BASE
+    element: PgType | None = None
+
+
+class Column(FrozenModel):
+    """One column of a table.
+
+    Attributes:
+        attnum: The number that identifies the column for its whole life, through renames.
+        key_ordinal: Place in the key that identifies a row, counted from 0; None outside the key.
+    """
+
+    attnum: int
+    name: str
+    type: PgType
+    nullable: bool = True
+    key_ordinal: int | None = None
+
+
+class ReplicaIdentity(StrEnum):
+    """What the source writes to the WAL to identify an updated or deleted row (``pg_class.relreplident``)."""
+
+    DEFAULT = "d"
+    FULL = "f"
+    INDEX = "i"
+    NOTHING = "n"
+
+
+class TableSchema(FrozenModel):
+    """What is replicated of a table: its published columns, in attnum order, and its key.
+
+    Generated columns that the publication leaves out are not among ``columns``.
+    """
+
+    id: TableId
+    oid: int
+    columns: tuple[Column, ...]
+    replica_identity: ReplicaIdentity = ReplicaIdentity.DEFAULT
+    row_filter: str | None = None
+
+    @cached_property
+    def key(self) -> tuple[Column, ...]:
+        """The key columns in key order; empty when the table has no key."""
+        found = [column for column in self.columns if column.key_ordinal is not None]
+        return tuple(sorted(found, key=lambda column: column.key_ordinal or 0))
+
+    @cached_property
+    def key_indexes(self) -> tuple[int, ...]:
+        """Positions of the key columns within ``columns``, in key order."""
+        return tuple(self.columns.index(column) for column in self.key)

@@ -1,0 +1,172 @@
+"""What the engine needs of a source; `etl_dagster.postgres.PostgresSource` provides it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+import pyarrow as pa
+
+from etl_dagster.model import Lsn, TableEvents, TableId, TableSchema
+
+
+class SourceIdentity(Protocol):
+    """Which server this is."""
+
+    @property
+    def system_id(self) -> str: ...
+    @property
+    def version(self) -> int: ...
+    @property
+    def in_recovery(self) -> bool: ...
+
+
+class SlotStatus(Protocol):
+    """What ``pg_replication_slots`` says of our slot.
+
+    ``lost`` is set when the server has removed WAL that the slot needed; ``retained_bytes`` is the WAL that the
+    slot keeps back.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def active_pid(self) -> int | None: ...
+    @property
+    def confirmed(self) -> Lsn: ...
+    @property
+    def restart(self) -> Lsn: ...
+    @property
+    def lost(self) -> bool: ...
+    @property
+    def retained_bytes(self) -> int: ...
+
+
+class Writer(Protocol):
+    """A transaction that holds a write lock on a table: what a copy's barrier waits for."""
+
+    @property
+    def virtual_transaction(self) -> str: ...
+    @property
+    def table(self) -> TableId: ...
+    @property
+    def pid(self) -> int | None: ...
+    @property
+    def application(self) -> str: ...
+    @property
+    def since(self) -> datetime | None: ...
+
+
+class Window(Protocol):
+    """One bounded read of the slot: whole transactions, decoded, in pieces.
+
+    Iterate once; the properties are valid afterwards. ``position`` is where the next window begins and may lie past
+    the last change. ``drifted`` names tables whose schema in the stream is no longer the one given, with what
+    differs; from there on their changes are left out.
+    """
+
+    def __iter__(self) -> Iterator[Sequence[TableEvents]]: ...
+    @property
+    def position(self) -> Lsn: ...
+    @property
+    def changes(self) -> int: ...
+    @property
+    def transactions(self) -> int: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def newest_commit(self) -> datetime | None: ...
+    @property
+    def complete(self) -> bool:
+        """The window reached the position that was asked for, not only its limit of changes."""
+        ...
+
+    @property
+    def drifted(self) -> Mapping[TableId, str]: ...
+
+
+class ChunkReader(Protocol):
+    """Rows of one chunk under its own snapshot."""
+
+    @property
+    def seen_lsn(self) -> Lsn:
+        """WAL insert position right after the snapshot was taken."""
+        ...
+
+    @property
+    def taken_at(self) -> datetime: ...
+    def __iter__(self) -> Iterator[pa.RecordBatch]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkPlan:
+    """One range of heap blocks of one relation (the table or a leaf partition)."""
+
+    relation: int
+    first_block: int
+    last_block: int | None
+    rows: int
+
+
+class Source(Protocol):
+    """A Postgres database that is replicated from. Methods raise `SourceError` and its kin.
+
+    All methods may be called from any thread; reads of different chunks run beside each other.
+    """
+
+    def identify(self) -> SourceIdentity: ...
+
+    def close(self) -> None: ...
+
+    def fence(self) -> AbstractContextManager[None]:
+        """Hold the pipeline for this process; raises at once when another process holds it."""
+        ...
+
+    def current_position(self) -> Lsn:
+        """Flushed end of the WAL; on a standby its replayed end."""
+        ...
+
+    def prepare_publication(self) -> None:
+        """Create the publication, or bring its tables up to date, where the config says so; else check it."""
+        ...
+
+    def tables(self) -> dict[TableId, TableSchema]:
+        """The published tables as the catalogue has them now."""
+        ...
+
+    def slot(self) -> SlotStatus | None: ...
+
+    def create_slot(self) -> Lsn:
+        """Create the logical slot; returns its start position."""
+        ...
+
+    def advance_slot(self, position: Lsn) -> None: ...
+
+    def drop_slot(self) -> None: ...
+
+    def window(self, schemas: Mapping[int, TableSchema], upto: Lsn, max_changes: int) -> Window:
+        """Read the slot from its confirmed position up to ``upto``, and no further than the transaction in which
+        ``max_changes`` messages are reached. Does not move the slot."""
+        ...
+
+    def writers(self, tables: Sequence[TableSchema]) -> Sequence[Writer]:
+        """Transactions, prepared ones too, that hold a write lock on any of the tables or their partitions."""
+        ...
+
+    def plan_chunks(self, table: TableSchema, chunk_bytes: int) -> Sequence[ChunkPlan]:
+        """Ranges that together cover the table, the last one of each relation open-ended."""
+        ...
+
+    def read_chunk(
+        self, table: TableSchema, relation: int, first_block: int, last_block: int | None
+    ) -> AbstractContextManager[ChunkReader]:
+        """Read one range of blocks under a snapshot of its own, honouring row filter and column list."""
+        ...
+
+    def read_keys(self, table: TableSchema, keys: pa.Table) -> AbstractContextManager[ChunkReader]:
+        """Read the rows with these keys (columns in key order) under a snapshot of their own."""
+        ...
+

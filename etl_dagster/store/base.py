@@ -1,0 +1,189 @@
+"""What the engine remembers between processes, and the contract of the stores that keep it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from enum import StrEnum
+
+from pydantic import Field
+
+from etl_dagster.model import FrozenModel, Lsn, TableId, TableSchema
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+class TableState(StrEnum):
+    """Where a table stands in its life; the moves between states are in `etl_dagster.replication.lifecycle`."""
+
+    INIT = "init"  # waits for its copy
+    COPYING = "copying"  # its changes go to a change log, chunks are being copied
+    COPIED = "copied"  # all chunks are staged; waits for the stream to pass them
+    READY = "ready"  # live
+    QUARANTINED = "quarantined"  # taken out; the others go on
+    REMOVED = "removed"  # no longer in the publication; its destination table stays
+
+
+class TableRecord(FrozenModel):
+    """State of one table of one pipeline.
+
+    Attributes:
+        copy_id: The running copy, while there is one.
+        copy_start: P0 of the running copy: the position from which its change log is complete.
+        copy_end: The highest position that any chunk's snapshot saw.
+        live: A live table exists at the destination and goes on being fed.
+        reason: Why the table is in this state, for people; never row values.
+        hint: What to do next.
+        rows: Rows the last finished copy brought.
+    """
+
+    table: TableId
+    state: TableState = TableState.INIT
+    copy_id: str | None = None
+    copy_start: Lsn | None = None
+    copy_end: Lsn | None = None
+    live: bool = False
+    reason: str = ""
+    hint: str = ""
+    rows: int | None = None
+    updated_at: datetime = Field(default_factory=_now)
+
+
+class ChunkRecord(FrozenModel):
+    """One chunk of a running copy.
+
+    Attributes:
+        first_block: First heap block of the range.
+        last_block: First block after the range; None means open-ended.
+        relation: OID of the relation that is read: the table or one of its partitions.
+        rows: Rows staged; None until the chunk is done.
+        seen_lsn: WAL insert position after the chunk's snapshot; None until the chunk is done.
+    """
+
+    chunk_id: str
+    relation: int
+    first_block: int = 0
+    last_block: int | None = None
+    rows: int | None = None
+    seen_lsn: Lsn | None = None
+
+    @property
+    def done(self) -> bool:
+        """The chunk is staged and never has to be read again."""
+        return self.rows is not None
+
+
+class SlotRecord(FrozenModel):
+    """What the pipeline knows of its replication slot.
+
+    Attributes:
+        system_id: ``pg_control_system().system_identifier`` of the source: another number means another cluster.
+        created_at: The slot's position when it was created.
+        position: Everything committed before it is in the destination; the slot never runs ahead of it.
+    """
+
+    name: str
+    system_id: str
+    created_at: Lsn
+    position: Lsn
+    updated_at: datetime = Field(default_factory=_now)
+
+
+class TableMapping(FrozenModel):
+    """Where a source table lands at the destination, fixed at its first copy."""
+
+    table: TableId
+    destination_table: str
+
+
+class SchemaVersion(FrozenModel):
+    """One version of a table's schema, valid from ``lsn`` on."""
+
+    version: int
+    lsn: Lsn
+    schema_: TableSchema = Field(alias="schema")
+    recorded_at: datetime = Field(default_factory=_now)
+
+
+class StateStore(ABC):
+    """Table states with history, the slot's position, the chunk ledger and the destination table names.
+
+    One store object belongs to one pipeline; several pipelines may share one database. Every method is one
+    transaction, durable when it returns, and may be called from any thread. Errors are `StateError`.
+    """
+
+    def open(self) -> None:
+        """Connect, and create or migrate what the store needs; safe to call twice."""
+
+    def close(self) -> None:
+        """Release everything; safe to call twice."""
+
+    @abstractmethod
+    def slot(self) -> SlotRecord | None:
+        """The slot's record; None before the slot was created."""
+
+    @abstractmethod
+    def save_slot(self, record: SlotRecord | None) -> None:
+        """Replace the slot's record, or forget it."""
+
+    @abstractmethod
+    def tables(self) -> dict[TableId, TableRecord]:
+        """Current record of every table ever seen by this pipeline."""
+
+    @abstractmethod
+    def save_table(self, record: TableRecord) -> None:
+        """Make it the current record of its table; the former one goes to the history.
+
+        Records of a copy that is no longer the table's ``copy_id`` lose their chunks.
+        """
+
+    @abstractmethod
+    def history(self, table: TableId) -> Sequence[TableRecord]:
+        """All records of the table, oldest first, the current one last; bounded to the newest 100."""
+
+    @abstractmethod
+    def chunks(self, copy_id: str) -> Sequence[ChunkRecord]:
+        """The chunk ledger of a copy, in the order in which it was planned."""
+
+    @abstractmethod
+    def add_chunks(self, table: TableId, copy_id: str, chunks: Sequence[ChunkRecord]) -> None:
+        """Plan chunks; those that are planned already stay as they are."""
+
+    @abstractmethod
+    def finish_chunk(self, copy_id: str, chunk: ChunkRecord) -> None:
+        """Record that a chunk is done."""
+
+    @abstractmethod
+    def mapping(self, table: TableId) -> TableMapping | None:
+        """Where the table lands."""
+
+    @abstractmethod
+    def save_mapping(self, mapping: TableMapping) -> None:
+        """Remember where the table lands."""
+
+
+class SchemaStore(ABC):
+    """Versioned schemas of the tables; the same rules as for `StateStore`."""
+
+    @abstractmethod
+    def schema(self, table: TableId) -> SchemaVersion | None:
+        """The newest version."""
+
+    @abstractmethod
+    def schemas(self) -> dict[TableId, SchemaVersion]:
+        """The newest version of every table."""
+
+    @abstractmethod
+    def save_schema(self, schema: TableSchema, lsn: Lsn) -> SchemaVersion:
+        """Add a version unless the newest one is equal; returns the newest."""
+
+    @abstractmethod
+    def versions(self, table: TableId) -> Sequence[SchemaVersion]:
+        """All versions, oldest first."""
+
+
+class Store(StateStore, SchemaStore):
+    """Both stores in one database, as every implementation here provides them."""
