@@ -11,6 +11,8 @@ from etl_dagster.model import FrozenModel
 MAX_WINDOW_CHANGES = 1_000_000
 MIN_WINDOW_CHANGES = 20_000
 TARGET_WINDOW_SECONDS = 5.0
+# A window over WAL that holds nothing for us is repeated from its start after a kill, so it is bounded too.
+MAX_WINDOW_WAL_BYTES = 1024 * 1024 * 1024
 # One merge scans the destination's key column once, so pieces should be big; a piece is held in memory twice.
 PIECE_BYTES = 48 * 1024 * 1024
 # Small enough to repeat after a kill and to spread over connections, large enough that its fixed costs vanish.
@@ -19,6 +21,8 @@ COPY_CONNECTIONS = 2
 IDLE_POLL_SECONDS = 0.2
 BUSY_SLOT_TIMEOUT_SECONDS = 60.0
 BARRIER_NOTICE_SECONDS = 10.0
+# How often a following process asks the catalogue for tables that joined or left the publication.
+REFRESH_SECONDS = 10.0
 
 
 class ReplicationSettings(FrozenModel):
@@ -26,6 +30,7 @@ class ReplicationSettings(FrozenModel):
 
     max_window_changes: int = Field(MAX_WINDOW_CHANGES, ge=1, description="Most change messages read in one window")
     min_window_changes: int = Field(MIN_WINDOW_CHANGES, ge=1, description="Fewest change messages worth a window")
+    max_window_wal_bytes: int = Field(MAX_WINDOW_WAL_BYTES, ge=65536, description="Most WAL scanned in one window")
     target_window_seconds: float = Field(TARGET_WINDOW_SECONDS, gt=0, description="Time one window should take")
     piece_bytes: int = Field(PIECE_BYTES, ge=1024, description="Bytes of decoded changes merged at once")
     chunk_bytes: int = Field(CHUNK_BYTES, ge=8192, description="Heap bytes of one chunk of a copy")
@@ -34,6 +39,7 @@ class ReplicationSettings(FrozenModel):
     busy_slot_timeout_seconds: float = Field(
         BUSY_SLOT_TIMEOUT_SECONDS, ge=0, description="How long to wait for a slot that a dead client still holds"
     )
+    refresh_seconds: float = Field(REFRESH_SECONDS, gt=0, description="How often the publication is looked at again")
     barrier_notice_seconds: float = Field(
         BARRIER_NOTICE_SECONDS, gt=0, description="After how long a copy says which transactions it waits for"
     )

@@ -106,6 +106,10 @@ class Destination(ABC):
         """Watermark of each live table that exists here."""
 
     @abstractmethod
+    def copies(self) -> Mapping[str, Lsn]:
+        """Watermark of the change log of each copy, by copy id, that has begun and not finished here."""
+
+    @abstractmethod
     def truncate_table(self, target: TableSchema | CopyTarget) -> None:
         """Leave the table, or the staging area of a copy, existing and empty.
 

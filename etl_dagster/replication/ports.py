@@ -129,6 +129,13 @@ class Source(Protocol):
         """Flushed end of the WAL; on a standby its replayed end."""
         ...
 
+    def flush_wal(self) -> None:
+        """Make the server flush what it has inserted so far, so that `current_position` reaches it; on a standby nothing.
+
+        A commit without a transaction id leaves WAL that only its next flush makes readable.
+        """
+        ...
+
     def prepare_publication(self) -> None:
         """Create the publication, or bring its tables up to date, where the config says so; else check it."""
         ...

@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from pydantic import Field
 
-from etl_dagster.model import FrozenModel, Lsn, TableId, TableSchema
+from etl_dagster.model import ZERO_LSN, FrozenModel, Lsn, TableId, TableSchema
 
 
 def _now() -> datetime:
@@ -83,12 +83,16 @@ class SlotRecord(FrozenModel):
         system_id: ``pg_control_system().system_identifier`` of the source: another number means another cluster.
         created_at: The slot's position when it was created.
         position: Everything committed before it is in the destination; the slot never runs ahead of it.
+        written: Position of the last batch that wrote to the destination: no live table's watermark may be below it.
+        newest_commit: Commit time of the newest transaction applied.
     """
 
     name: str
     system_id: str
     created_at: Lsn
     position: Lsn
+    written: Lsn = ZERO_LSN
+    newest_commit: datetime | None = None
     updated_at: datetime = Field(default_factory=_now)
 
 
