@@ -98,14 +98,24 @@ class ChunkReader(Protocol):
 
     @property
     def taken_at(self) -> datetime: ...
+    @property
+    def filenode(self) -> int:
+        """File that was read, 0 when rows were read by key; valid after the iteration."""
+        ...
+
     def __iter__(self) -> Iterator[pa.RecordBatch]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkPlan:
-    """One range of heap blocks of one relation (the table or a leaf partition)."""
+    """One range of heap blocks of one relation (the table or a leaf partition).
+
+    A rewrite of the relation (VACUUM FULL, CLUSTER) gives it another ``filenode`` and moves its rows between blocks
+    without any change in the stream, so chunks of two files must never be mixed.
+    """
 
     relation: int
+    filenode: int
     first_block: int
     last_block: int | None
     rows: int

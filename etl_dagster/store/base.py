@@ -59,12 +59,16 @@ class ChunkRecord(FrozenModel):
         first_block: First heap block of the range.
         last_block: First block after the range; None means open-ended.
         relation: OID of the relation that is read: the table or one of its partitions.
+        filenode: File of the relation when the chunk was planned; a rewrite (VACUUM FULL, CLUSTER) moves every row.
+        estimated_rows: Rows that the planner expects.
         rows: Rows staged; None until the chunk is done.
         seen_lsn: WAL insert position after the chunk's snapshot; None until the chunk is done.
     """
 
     chunk_id: str
     relation: int
+    filenode: int = 0
+    estimated_rows: int = 0
     first_block: int = 0
     last_block: int | None = None
     rows: int | None = None
