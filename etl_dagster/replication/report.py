@@ -1,0 +1,190 @@
+"""What the engine tells whoever watches: the terminal, a log, Dagster's metadata."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Protocol
+
+from etl_dagster.model import Lsn, TableId
+from etl_dagster.store.base import TableRecord
+
+logger = logging.getLogger("etl_dagster")
+
+
+@dataclass(frozen=True, slots=True)
+class BatchReport:
+    """One micro-batch that is durable at the destination.
+
+    Attributes:
+        start: Position before the batch.
+        position: Position after it.
+        changes: Changes applied per table; tables without any are left out.
+        read_seconds: Time spent reading and decoding.
+        write_seconds: Time spent in the destination.
+        newest_commit: Commit time of the newest transaction in it; None when it held none.
+        finished_at: When the destination had committed.
+    """
+
+    start: Lsn
+    position: Lsn
+    changes: Mapping[TableId, int]
+    transactions: int
+    bytes: int
+    read_seconds: float
+    write_seconds: float
+    newest_commit: datetime | None
+    finished_at: datetime
+
+    @property
+    def lag_seconds(self) -> float:
+        """Age of the newest change at the moment it was visible at the destination."""
+        if self.newest_commit is None:
+            return 0.0
+        return max(0.0, (self.finished_at - self.newest_commit).total_seconds())
+
+    @property
+    def total_changes(self) -> int:
+        """Changes over all tables."""
+        return sum(self.changes.values())
+
+
+@dataclass(frozen=True, slots=True)
+class CopyProgress:
+    """How far the copy of one table is; ``rows_total`` is the planner's estimate."""
+
+    table: TableId
+    chunks_done: int
+    chunks_total: int
+    rows_done: int
+    rows_total: int
+
+
+class Reporter(Protocol):
+    """Receives reports, from the engine's main thread only; must return fast."""
+
+    def table_changed(self, record: TableRecord) -> None:
+        """A table entered another state."""
+        ...
+
+    def copy_progressed(self, progress: CopyProgress) -> None: ...
+
+    def batch_applied(self, batch: BatchReport) -> None: ...
+
+    def notice(self, message: str) -> None:
+        """Something the operator should know: what a copy waits for, a retry, a lost slot."""
+        ...
+
+
+class LogReporter:
+    """Plain log lines."""
+
+    def table_changed(self, record: TableRecord) -> None:
+        reason = f": {record.reason}" if record.reason else ""
+        level = logging.WARNING if record.state == "quarantined" else logging.INFO
+        logger.log(level, "%s is %s%s%s", record.table, record.state, reason, f" — {record.hint}" if record.hint else "")
+
+    def copy_progressed(self, progress: CopyProgress) -> None:
+        logger.info(
+            "%s copied %s of about %s rows, chunk %s of %s",
+            progress.table,
+            f"{progress.rows_done:,}",
+            f"{progress.rows_total:,}",
+            progress.chunks_done,
+            progress.chunks_total,
+        )
+
+    def batch_applied(self, batch: BatchReport) -> None:
+        if batch.total_changes:
+            logger.info(
+                "applied %s changes of %s transactions up to %s, lag %.1f s",
+                f"{batch.total_changes:,}",
+                f"{batch.transactions:,}",
+                batch.position,
+                batch.lag_seconds,
+            )
+
+    def notice(self, message: str) -> None:
+        logger.warning("%s", message)
+
+
+@dataclass(slots=True)
+class TableSummary:
+    """What a run did to one table."""
+
+    changes: int = 0
+    copied_rows: int | None = None
+    first: Lsn | None = None
+    last: Lsn | None = None
+    lag_seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class RunSummary:
+    """What a run did, summed up; itself a `Reporter`, usually behind a `FanOut`."""
+
+    tables: dict[TableId, TableSummary] = field(default_factory=dict)
+    notices: list[str] = field(default_factory=list)
+    quarantined: dict[TableId, TableRecord] = field(default_factory=dict)
+    batches: int = 0
+    transactions: int = 0
+    position: Lsn | None = None
+    max_lag_seconds: float = 0.0
+    started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    def _table(self, table: TableId) -> TableSummary:
+        return self.tables.setdefault(table, TableSummary())
+
+    @property
+    def changes(self) -> int:
+        """Changes applied over all tables."""
+        return sum(table.changes for table in self.tables.values())
+
+    def table_changed(self, record: TableRecord) -> None:
+        if record.state == "ready":
+            self._table(record.table).copied_rows = record.rows
+        if record.state == "quarantined":
+            self.quarantined[record.table] = record
+
+    def copy_progressed(self, progress: CopyProgress) -> None:
+        self._table(progress.table)
+
+    def batch_applied(self, batch: BatchReport) -> None:
+        self.batches += 1
+        self.transactions += batch.transactions
+        self.position = batch.position
+        self.max_lag_seconds = max(self.max_lag_seconds, batch.lag_seconds)
+        for table, changes in batch.changes.items():
+            summary = self._table(table)
+            summary.changes += changes
+            summary.first = summary.first or batch.start
+            summary.last = batch.position
+            summary.lag_seconds = batch.lag_seconds
+
+    def notice(self, message: str) -> None:
+        self.notices.append(message)
+
+
+class FanOut:
+    """Passes every report on to several reporters."""
+
+    def __init__(self, reporters: Sequence[Reporter]) -> None:
+        self._reporters = tuple(reporters)
+
+    def table_changed(self, record: TableRecord) -> None:
+        for reporter in self._reporters:
+            reporter.table_changed(record)
+
+    def copy_progressed(self, progress: CopyProgress) -> None:
+        for reporter in self._reporters:
+            reporter.copy_progressed(progress)
+
+    def batch_applied(self, batch: BatchReport) -> None:
+        for reporter in self._reporters:
+            reporter.batch_applied(batch)
+
+    def notice(self, message: str) -> None:
+        for reporter in self._reporters:
+            reporter.notice(message)
