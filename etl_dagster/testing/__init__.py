@@ -1,0 +1,1 @@
+"""What tests of this package, and of destinations in other packages, are made of."""

