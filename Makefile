@@ -1,0 +1,48 @@
+# The same commands locally and in CI. Needs Python 3.11 or newer, make, and a package index; nothing else.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+LOCK := requirements.lock
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test check format bench lock clean
+
+help:  ## Show the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv:  ## Make the virtual environment with the locked versions; does nothing when it is up to date
+	@wanted="$$(cat pyproject.toml $(LOCK) | cksum) $(CURDIR)"; \
+	if [ "$$(cat $(STAMP) 2>/dev/null)" != "$$wanted" ]; then \
+		sh scripts/install.sh "$(PYTHON)" $(VENV) $(LOCK) && printf '%s\n' "$$wanted" > $(STAMP); \
+	fi
+
+demo: venv  ## A PostgreSQL with live traffic, replicated into DuckDB by Dagster (UI=1 leaves Dagster's pages open)
+	@$(BIN)/etl-dagster demo $(if $(filter-out 0,$(UI)),--ui) $(ARGS)
+
+test: venv  ## Run the tests (ARGS="-k copy" for some of them)
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: venv  ## Lint, format, types and import contracts
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+
+format: venv  ## Format the code and fix what can be fixed by itself
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: venv  ## Measure against the neighbours (JSON=1 prints one JSON object as the last line)
+	@$(BIN)/python -m benchmarks $(if $(filter-out 0,$(JSON)),--json) $(ARGS)
+
+lock: venv  ## Resolve the newest allowed versions into the lock file
+	@$(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3.11 --generate-hashes \
+		--extra dev --extra bench --no-emit-package etl-dagster --no-annotate --no-header \
+		--no-emit-index-url --no-emit-find-links \
+		--output-file $(LOCK) pyproject.toml
+
+clean:  ## Remove the virtual environment, caches and the demo's data
+	rm -rf $(VENV) .demo build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
