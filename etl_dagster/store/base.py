@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from etl_dagster.model import ZERO_LSN, FrozenModel, Lsn, TableId, TableSchema
+
+# Enough to see what happened to a table; a table that goes in circles must not fill the store.
+HISTORY_LENGTH = 100
 
 
 def _now() -> datetime:
@@ -110,6 +113,8 @@ class TableMapping(FrozenModel):
 class SchemaVersion(FrozenModel):
     """One version of a table's schema, valid from ``lsn`` on."""
 
+    model_config = ConfigDict(serialize_by_alias=True)
+
     version: int
     lsn: Lsn
     schema_: TableSchema = Field(alias="schema")
@@ -145,12 +150,13 @@ class StateStore(ABC):
     def save_table(self, record: TableRecord) -> None:
         """Make it the current record of its table; the former one goes to the history.
 
-        Records of a copy that is no longer the table's ``copy_id`` lose their chunks.
+        A record equal to the current one changes nothing. Copies of the table other than the record's ``copy_id`` lose
+        their chunks.
         """
 
     @abstractmethod
     def history(self, table: TableId) -> Sequence[TableRecord]:
-        """All records of the table, oldest first, the current one last; bounded to the newest 100."""
+        """All records of the table, oldest first, the current one last; bounded to `HISTORY_LENGTH`."""
 
     @abstractmethod
     def chunks(self, copy_id: str) -> Sequence[ChunkRecord]:
@@ -158,11 +164,15 @@ class StateStore(ABC):
 
     @abstractmethod
     def add_chunks(self, table: TableId, copy_id: str, chunks: Sequence[ChunkRecord]) -> None:
-        """Plan chunks; those that are planned already stay as they are."""
+        """Plan chunks, after those of earlier calls; those that are planned already stay as they are."""
 
     @abstractmethod
     def finish_chunk(self, copy_id: str, chunk: ChunkRecord) -> None:
-        """Record that a chunk is done."""
+        """Record that a planned chunk is done. Finished again, it keeps the higher ``seen_lsn``.
+
+        Raises:
+            StateError: The chunk is not planned, for instance because its copy was started over.
+        """
 
     @abstractmethod
     def mapping(self, table: TableId) -> TableMapping | None:
