@@ -35,14 +35,14 @@ with_uv() {
     fi
     quiet_pip install --require-hashes --no-deps --requirement "$venv/uv.lock" &&
         UV_LINK_MODE=copy "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" \
-            --require-hashes --requirement "$lock"
+            --require-hashes --no-deps --requirement "$lock"
 }
 
-# The lock's own entry for uv, with its hashes.
+# The lock is complete, so nothing is resolved here. This is its own entry for uv, with its hashes.
 awk '/^[^ ]/ {found = /^uv==/} found' "$lock" >"$venv/uv.lock"
 with_uv || {
     echo "uv could not install; pip does, which takes longer ..."
-    quiet_pip install --require-hashes --requirement "$lock"
+    quiet_pip install --require-hashes --no-deps --requirement "$lock"
 }
 # The build tool is locked too, so nothing is fetched for the build.
 quiet_pip install --no-deps --no-build-isolation --editable .

