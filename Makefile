@@ -25,10 +25,9 @@ test: venv  ## Run the tests (ARGS="-k copy" for some of them)
 	@$(BIN)/python -m pytest $(ARGS)
 
 check: venv  ## Lint, format, types and import contracts
-	@$(BIN)/ruff check .
-	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy
-	@$(BIN)/lint-imports --no-logo
+	@failed=0; for step in "ruff check ." "ruff format --check ." "mypy" "lint-imports --no-logo"; do \
+		echo "== $$step"; $(BIN)/$$step || failed=1; \
+	done; exit $$failed
 
 format: venv  ## Format the code and fix what can be fixed by itself
 	@$(BIN)/ruff check --fix .
