@@ -1,0 +1,323 @@
+"""The composition root: from one config to a running pipeline.
+
+Everything that people and Dagster ask of a pipeline goes through `Pipeline`; here alone are source, store, destination
+and engine put together.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+from etl_dagster.config import PipelineConfig, load_config
+from etl_dagster.destinations.base import Destination
+from etl_dagster.destinations.registry import open_destination
+from etl_dagster.errors import ConfigError, ErrorKind, EtlError, StateError
+from etl_dagster.model import Lsn, TableId, TableSchema
+from etl_dagster.postgres import CheckResult, Difference, PostgresSource, check, compare_table
+from etl_dagster.replication import Replicator, Reporter, lifecycle
+from etl_dagster.store import open_store
+from etl_dagster.store.base import Store, TableRecord, TableState
+
+# WAL that holds nothing for us is passed over once it adds up to this much, so that the slot does not keep it back.
+IDLE_WAL_BYTES = 64 * 1024 * 1024
+# How much WAL a look for changes may scan: about a tenth of a second at the source.
+PROBE_WAL_BYTES = 16 * 1024 * 1024
+_BUSY_POLL_SECONDS = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """Whether a pipeline has something to do.
+
+    Attributes:
+        reason: Why, or why not, for people.
+        current: Flushed end of the source's WAL when it was asked.
+        tables_to_copy: Tables that wait for a copy, or whose copy is unfinished.
+        changes: The stream holds changes, or so much WAL that it should be passed over.
+    """
+
+    work: bool
+    reason: str
+    current: Lsn
+    tables_to_copy: tuple[TableId, ...] = ()
+    changes: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TableStatus:
+    """Where one table stands.
+
+    Attributes:
+        rows: Rows that its last copy brought.
+        lag_bytes: WAL between what the destination has and the source's end; None when the table is not followed.
+        lag_seconds: Age of what the destination has; 0 when it has everything, None when unknown.
+        chunks_done: Chunks of the running copy that are staged.
+        chunks_total: Chunks of the running copy; 0 when there is none.
+    """
+
+    table: TableId
+    state: TableState
+    rows: int | None
+    reason: str
+    hint: str
+    lag_bytes: int | None
+    lag_seconds: float | None
+    chunks_done: int
+    chunks_total: int
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineStatus:
+    """Where a pipeline stands.
+
+    Attributes:
+        position: Everything committed before it is at the destination; None before the first run.
+        retained_bytes: WAL that the slot keeps back at the source; None without a slot.
+        slot_active_pid: Backend that reads the slot right now.
+    """
+
+    name: str
+    slot: str
+    current: Lsn
+    position: Lsn | None
+    lag_bytes: int | None
+    lag_seconds: float | None
+    retained_bytes: int | None
+    slot_active_pid: int | None
+    tables: list[TableStatus] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types; positions in the notation of Postgres."""
+        tables = [
+            {**{name: getattr(table, name) for name in TableStatus.__slots__}, "table": str(table.table)}
+            for table in self.tables
+        ]
+        plain = {name: getattr(self, name) for name in PipelineStatus.__slots__}
+        position = None if self.position is None else str(self.position)
+        return plain | {"current": str(self.current), "position": position, "tables": tables}
+
+
+class Pipeline:
+    """One source database, one publication, one slot, one destination.
+
+    Nothing is opened until it is needed. One object serves one thread at a time, except `pending`, `status` and
+    `request_resync`, which may be called beside a running `replicator`.
+    """
+
+    def __init__(self, config: PipelineConfig) -> None:
+        self.config = config
+        self._watching = threading.Lock()
+
+    @classmethod
+    def load(cls, path: Path) -> Pipeline:
+        """The pipeline of a config file.
+
+        Raises:
+            ConfigError: naming file, field and problem.
+        """
+        return cls(load_config(path))
+
+    @property
+    def name(self) -> str:
+        """The pipeline's name."""
+        return self.config.name
+
+    @contextmanager
+    def replicator(self, reporter: Reporter | None = None, *, wait_seconds: float = 0.0) -> Iterator[Replicator]:
+        """The engine, holding the pipeline until the end of the ``with`` block.
+
+        Raises:
+            StateError: of kind ``PIPELINE_BUSY`` when another process still holds the pipeline after ``wait_seconds``.
+        """
+        with ExitStack() as stack:
+            replicator = self._enter(reporter, monotonic() + wait_seconds)
+            stack.push(replicator)
+            yield replicator
+
+    def tables(self) -> dict[TableId, TableSchema]:
+        """Schemas of the replicated tables: the stored ones, or the catalogue's when nothing is stored yet."""
+        with self._watching:
+            stored = {table: version.schema_ for table, version in self._store.schemas().items()}
+            return stored or self._watch.tables()
+
+    def pending(self) -> Pending:
+        """Whether there is something to do; reads only, and little."""
+        with self._watching:
+            waiting = _waiting(self._store.tables())
+            slot = self._watch.slot()
+            current = self._watch.current_position()
+            record = self._store.slot()
+            if record is None or slot is None:
+                return Pending(True, "the pipeline has not run yet", current)
+            if waiting:
+                names = ", ".join(map(str, waiting[:3])) + (" …" if len(waiting) > 3 else "")
+                return Pending(True, f"{len(waiting)} tables wait for their copy: {names}", current, waiting, True)
+            behind = current - record.position
+            if behind <= 0:
+                return Pending(False, f"nothing was written since {record.position}", current)
+            if self._watch.has_changes(Lsn(min(current, record.position + PROBE_WAL_BYTES))):
+                return Pending(True, f"changes after {record.position}", current, changes=True)
+            if behind > IDLE_WAL_BYTES:
+                return Pending(True, f"{behind:,} bytes of WAL to pass over", current, changes=True)
+            return Pending(False, f"no changes of ours in {behind:,} bytes of WAL", current)
+
+    def status(self) -> PipelineStatus:
+        """Where the pipeline and each table stand."""
+        with self._watching:
+            record, slot = self._store.slot(), self._watch.slot()
+            current = self._watch.current_position()
+            position = record.position if record else None
+            lag_bytes = None if position is None else max(0, current - position)
+            lag_seconds = None
+            if record is not None:
+                behind = bool(lag_bytes) and self._watch.has_changes(Lsn(min(current, record.position + PROBE_WAL_BYTES)))
+                lag_seconds = _age(record.newest_commit or record.updated_at) if behind else 0.0
+            return PipelineStatus(
+                name=self.name,
+                slot=self.config.source.slot.name,
+                current=current,
+                position=position,
+                lag_bytes=lag_bytes,
+                lag_seconds=lag_seconds,
+                retained_bytes=slot.retained_bytes if slot else None,
+                slot_active_pid=slot.active_pid if slot else None,
+                tables=[
+                    self._table_status(table, lag_bytes, lag_seconds)
+                    for _, table in sorted(self._store.tables().items())
+                ],
+            )
+
+    def request_resync(self, table: TableId) -> TableRecord:
+        """Have a table copied afresh by whichever process runs the pipeline now or next.
+
+        Raises:
+            ConfigError: The pipeline has no such table.
+        """
+        with self._watching:
+            records = self._store.tables()
+            if table not in records:
+                known = ", ".join(sorted(map(str, records))) or "none yet: run a sync first"
+                raise ConfigError(f"The pipeline {self.name} has no table {table}", hint=f"Its tables: {known}")
+            record = records[table]
+            changes = {"reason": "a re-sync was asked for", "live": record.live}
+            if record.state is TableState.INIT:
+                record = lifecycle.amend(record, **changes)
+            else:
+                record = lifecycle.move(record, TableState.INIT, **changes)
+            self._store.save_table(record)
+            return record
+
+    def record(self, table: TableId) -> TableRecord | None:
+        """What the store knows of a table."""
+        with self._watching:
+            return self._store.tables().get(table)
+
+    def check(self) -> list[CheckResult]:
+        """Examine source, store and destination; never raises for what it examines."""
+        return [*check(self.config.source), self._check_store(), self._check_destination()]
+
+    def compare(self) -> Mapping[TableId, Difference]:
+        """Compare every live table with its source, both ways; nothing may write to either meanwhile."""
+        differences = {}
+        self._destination.startup()
+        try:
+            with self._watching:
+                schemas = {table: version.schema_ for table, version in self._store.schemas().items()}
+                live = [record.table for record in self._store.tables().values() if record.state is TableState.READY]
+            for table in sorted(live):
+                rows = self._destination.read_table(schemas[table])
+                differences[table] = compare_table(self.config.source.connection, schemas[table], rows)
+        finally:
+            self._destination.shutdown()
+        return differences
+
+    def close(self) -> None:
+        """Let go of the connections that `pending` and `status` keep open."""
+        with self._watching:
+            for name, thing in (("_watch", self.__dict__.get("_watch")), ("_store", self.__dict__.get("_store"))):
+                if thing is not None:
+                    thing.close()
+                    del self.__dict__[name]
+
+    def _enter(self, reporter: Reporter | None, deadline: float) -> Replicator:
+        while True:
+            replicator = Replicator(
+                source=PostgresSource(self.config.source),
+                destination=self._destination,
+                store=self._own_store(),
+                settings=self.config.replication,
+                reporter=reporter,
+            )
+            try:
+                return replicator.__enter__()
+            except StateError as error:
+                if error.kind is not ErrorKind.PIPELINE_BUSY or monotonic() >= deadline:
+                    raise
+                sleep(_BUSY_POLL_SECONDS)
+
+    def _own_store(self) -> Store:
+        """A store that a replicator may close; state in memory has only the one."""
+        return self._store if self.config.store.type == "memory" else open_store(self.config.store, self.name)
+
+    @cached_property
+    def _watch(self) -> PostgresSource:
+        return PostgresSource(self.config.source)
+
+    @cached_property
+    def _store(self) -> Store:
+        return open_store(self.config.store, self.name)
+
+    @cached_property
+    def _destination(self) -> Destination:
+        return open_destination(self.config.destination)
+
+    def _table_status(self, record: TableRecord, lag_bytes: int | None, lag_seconds: float | None) -> TableStatus:
+        chunks = self._store.chunks(record.copy_id) if record.copy_id else ()
+        return TableStatus(
+            table=record.table,
+            state=record.state,
+            rows=record.rows,
+            reason=record.reason,
+            hint=record.hint,
+            lag_bytes=lag_bytes if record.live else None,
+            lag_seconds=lag_seconds if record.live else None,
+            chunks_done=sum(chunk.done for chunk in chunks),
+            chunks_total=len(chunks),
+        )
+
+    def _check_store(self) -> CheckResult:
+        try:
+            tables = len(self._store.tables())
+        except EtlError as error:
+            return CheckResult("state store", passed=False, detail=error.message, todo=error.hint)
+        return CheckResult("state store", passed=True, detail=f"{self.config.store.type}, {tables} tables known", todo="")
+
+    def _check_destination(self) -> CheckResult:
+        try:
+            destination = self._destination
+            destination.startup()
+            try:
+                tables = len(destination.positions())
+            finally:
+                destination.shutdown()
+        except EtlError as error:
+            return CheckResult("destination", passed=False, detail=error.message, todo=error.hint)
+        detail = f"{self.config.destination.type}, {tables} tables replicated"
+        return CheckResult("destination", passed=True, detail=detail, todo="")
+
+
+def _waiting(records: Mapping[TableId, TableRecord]) -> tuple[TableId, ...]:
+    states = (TableState.INIT, TableState.COPYING, TableState.COPIED)
+    return tuple(sorted(table for table, record in records.items() if record.state in states))
+
+
+def _age(moment: datetime) -> float:
+    return max(0.0, (datetime.now(UTC) - moment).total_seconds())

@@ -1,0 +1,469 @@
+"""The engine: follows one slot into one destination, and copies tables while the stream goes on.
+
+One loop in one thread decides everything (`Replicator.step`): it looks at the publication, begins copies, applies one
+window of the stream, moves copies on and swaps in the ones that the stream has passed. What is done is durable at the
+destination before the store says so, and in the store before the slot moves; so a kill at any instant repeats work that
+changes nothing, and loses none.
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from itertools import chain
+from time import monotonic
+from types import TracebackType
+from typing import Protocol, Self
+
+from etl_dagster.destinations.base import Destination
+from etl_dagster.errors import EtlError, SlotError, StateError
+from etl_dagster.model import CopyTarget, EventBatch, Lsn, TableEvents, TableId, TableSchema
+from etl_dagster.replication.copying import Copier, CopyJob, RelationRewritten
+from etl_dagster.replication.policy import Action, action_for
+from etl_dagster.replication.ports import SlotStatus, Source, Window
+from etl_dagster.replication.report import BatchReport, LogReporter, Reporter
+from etl_dagster.replication.stream import WindowSizer, passed, pieces
+from etl_dagster.replication.tables import COPYING_STATES, Tables
+from etl_dagster.retry import Retrier
+from etl_dagster.settings import ReplicationSettings
+from etl_dagster.store.base import SlotRecord, Store, TableRecord, TableState
+
+
+_UNKNOWN_LSN = Lsn(2**63)
+
+
+class Stop(Protocol):
+    """Asks a long call to end after what it is doing now; `threading.Event` is one."""
+
+    def is_set(self) -> bool:
+        """Whether to stop."""
+        ...
+
+
+
+
+class Replicator:
+    """Replicates one pipeline; use it as a context manager, from one thread.
+
+    Entering takes the pipeline's fence at the source, so that no second process works on it, and brings store, slot,
+    publication and destination into agreement.
+
+    Raises:
+        SourceError, DestinationError, StateError: on entering and from every call, once retries are used up or when
+            a human has to act. Errors of one table never raise: they quarantine the table.
+    """
+
+    def __init__(
+        self,
+        *,
+        source: Source,
+        destination: Destination,
+        store: Store,
+        settings: ReplicationSettings | None = None,
+        reporter: Reporter | None = None,
+    ) -> None:
+        self._source = source
+        self._destination = destination
+        self._store = store
+        self._settings = settings or ReplicationSettings()
+        self._reporter = reporter or LogReporter()
+        self._sizer = WindowSizer(self._settings)
+        self._woken = threading.Event()
+        self._refreshed_at = 0.0
+        # Tables whose schema in the stream contradicts the one known: their copy begins past this position, where the
+        # catalogue's schema is the stream's too.
+        self._not_before: dict[TableId, Lsn] = {}
+        self._stack = ExitStack()
+        self._retrier = Retrier("the stream", when=_worth_retrying)
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            stack.callback(self._source.close)
+            stack.enter_context(self._source.fence())
+            self._store.open()
+            stack.callback(self._store.close)
+            self._source.prepare_publication()
+            self._destination.startup()
+            stack.callback(self._destination.shutdown)
+            self._tables = Tables(self._store, self._reporter)
+            self._slot = self._agree_on_slot()
+            self._agree_with_destination()
+            self._copier = Copier(
+                self._source, self._destination, self._store, self._settings, self._reporter, self._woken.set
+            )
+            stack.callback(self._copier.close)
+            self._refresh()
+            for record in self._tables.in_state(TableState.COPYING):
+                self._resume_copy(record)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    @property
+    def position(self) -> Lsn:
+        """Everything committed before it is in the destination."""
+        return self._slot.position
+
+    @property
+    def records(self) -> Mapping[TableId, TableRecord]:
+        """State of every table."""
+        return self._tables.records
+
+    @property
+    def schemas(self) -> Mapping[TableId, TableSchema]:
+        """Schema in use of every table."""
+        return self._tables.schemas
+
+    # -- what callers ask for -----------------------------------------------------------------------------------------
+
+    def sync(self, *, stop: Stop | None = None) -> None:
+        """Copy what needs it and catch up to the source's present end."""
+        self.begin_copies()
+        self.copy(stop=stop)
+        self.apply(stop=stop)
+
+    def copy(self, *, stop: Stop | None = None) -> None:
+        """Go on until no table waits for its copy; the stream is applied meanwhile."""
+        self._run(lambda: not self._tables.unfinished(), stop)
+
+    def apply(self, *, until: Lsn | None = None, budget_seconds: float = 0.0, stop: Stop | None = None) -> None:
+        """Apply the stream up to ``until`` (the source's present end when not given), then go on within the budget."""
+        goal = until if until is not None else self._source.current_position()
+        deadline = monotonic() + budget_seconds
+        self._run(lambda: passed(self.position, goal) and monotonic() >= deadline, stop)
+
+    def follow(self, *, stop: Stop) -> None:
+        """Go on until asked to stop."""
+        self._run(lambda: False, stop)
+
+    def begin_copies(self) -> Sequence[TableId]:
+        """Give every table that waits for its copy an empty staging area and a change log, from this position on."""
+        begun = []
+        for record in self._tables.in_state(TableState.INIT):
+            if self.position < self._not_before.get(record.table, 0) or record.table not in self._tables.schemas:
+                continue
+            schema = self._tables.schemas[record.table]
+            target = CopyTarget(schema, f"{schema.oid}_{uuid.uuid4().hex[:12]}")
+            self._destination.truncate_table(target)
+            self._tables.move(
+                record.table, TableState.COPYING, live=record.live, copy_id=target.copy_id, copy_start=self.position
+            )
+            self._not_before.pop(record.table, None)
+            begun.append(target)
+        self._copier.start(begun, self.position)
+        return [target.table.id for target in begun]
+
+    def step(self) -> bool:
+        """One pass of the loop; False when there was nothing to do."""
+        if monotonic() - self._refreshed_at >= self._settings.refresh_seconds:
+            self._refresh()
+        if self._tables.adopt_requests():
+            self._refresh()
+        begun = self.begin_copies()
+        applied = self._apply_window()
+        copied = self._move_copies()
+        return bool(begun) or applied or copied
+
+    # -- the loop -----------------------------------------------------------------------------------------------------
+
+    def _run(self, reached: Callable[[], bool], stop: Stop | None) -> None:
+        while not (stop is not None and stop.is_set()):
+            if reached():
+                return
+            try:
+                moved = self.step()
+            except EtlError as error:
+                self._pause(self._treat(error))
+                continue
+            if moved:
+                self._retrier.progressed()
+            elif not reached():
+                self._pause(self._settings.idle_poll_seconds)
+
+    def _pause(self, seconds: float) -> None:
+        self._woken.wait(seconds)
+        self._woken.clear()
+
+    def _treat(self, error: EtlError) -> float:
+        """Seconds to wait before going on; raises the error when nothing but a human can help."""
+        action = action_for(error)
+        if action is Action.QUARANTINE and (table := self._known(error.table)) is not None:
+            self._copier.drop(table)
+            self._tables.quarantine(table, error.message, error.hint or f"Mend the cause, then re-sync {table}")
+            return 0.0
+        wait = self._retrier.failed(error)
+        self._reporter.notice(f"{error.message}; next try in {wait:.1f} s")
+        return wait
+
+    def _known(self, name: str | None) -> TableId | None:
+        return next((table for table in self._tables.records if str(table) == name), None)
+
+    # -- the stream ---------------------------------------------------------------------------------------------------
+
+    def _apply_window(self) -> bool:
+        start = self.position
+        upto = Lsn(min(self._source.current_position(), start + self._settings.max_window_wal_bytes))
+        if upto <= start:
+            return False
+        routes = self._tables.routes()
+        began = monotonic()
+        clock = _ReadClock()
+        window = self._source.window(self._tables.stream_schemas(routes), upto, self._sizer.limit)
+        changes: Mapping[TableId, int] = {}
+        contents = clock.timed(pieces(window, routes, self._settings.piece_bytes))
+        first = next(contents, None)
+        if first is not None:
+            batch = EventBatch(chain([first], contents), lambda: window.position, routes)
+            changes = self._destination.write_events(batch).changes
+        seconds = monotonic() - began
+        self._sizer.learn(window.changes, seconds, complete=window.complete)
+        self._mark_drifted(window)
+        self._advance(window, wrote=first is not None)
+        self._reporter.batch_applied(
+            BatchReport(
+                start=start,
+                position=window.position,
+                changes={table: count for table, count in changes.items() if count},
+                transactions=window.transactions,
+                bytes=window.bytes,
+                read_seconds=clock.seconds,
+                write_seconds=seconds - clock.seconds,
+                newest_commit=window.newest_commit,
+                finished_at=datetime.now(UTC),
+            )
+        )
+        return True
+
+    def _advance(self, window: Window, *, wrote: bool) -> None:
+        position = window.position
+        self._save_slot(
+            position=position,
+            written=position if wrote else self._slot.written,
+            newest_commit=window.newest_commit or self._slot.newest_commit,
+        )
+        self._source.advance_slot(position)
+
+    def _save_slot(self, **changes: object) -> None:
+        self._slot = self._slot.model_copy(update={**changes, "updated_at": datetime.now(UTC)})
+        self._store.save_slot(self._slot)
+
+    def _mark_drifted(self, window: Window) -> None:
+        """Copy tables afresh whose schema has changed; readers keep what they have until the copy is there."""
+        for table, reason in window.drifted.items():
+            self._copier.drop(table)
+            self._tables.recopy(table, f"its schema changed in the source: {reason}", live=False)
+            self._not_before[table] = _UNKNOWN_LSN
+        if window.drifted:
+            self._refresh()
+
+    # -- copies -------------------------------------------------------------------------------------------------------
+
+    def _resume_copy(self, record: TableRecord) -> None:
+        assert record.copy_start is not None
+        self._copier.start([self._tables.copy_target(record)], record.copy_start)
+
+    def _move_copies(self) -> bool:
+        for record in list(self._tables.records.values()):
+            if record.table in self._copier.jobs and record.state not in COPYING_STATES:
+                self._copier.drop(record.table)
+        ended = self._copier.poll()
+        for outcome in ended:
+            if isinstance(outcome, CopyJob):
+                self._chunks_done(outcome)
+            else:
+                self._copy_failed(outcome)
+        finished = [self._finish_copy(record) for record in self._tables.in_state(TableState.COPIED)]
+        return bool(ended) or any(finished)
+
+    def _chunks_done(self, job: CopyJob) -> None:
+        record = self._tables.records[job.table.id]
+        end = Lsn(max(job.end_lsn, record.copy_end or 0))
+        if record.state is TableState.COPYING:
+            self._tables.move(
+                job.table.id,
+                TableState.COPIED,
+                live=record.live,
+                copy_id=record.copy_id,
+                copy_start=record.copy_start,
+                copy_end=end,
+            )
+        else:
+            self._tables.amend(job.table.id, copy_end=end)
+
+    def _copy_failed(self, error: EtlError) -> None:
+        table = self._known(error.table)
+        if isinstance(error, RelationRewritten) and table is not None:
+            self._tables.recopy(table, error.message, live=self._tables.records[table].live)
+            return
+        self._pause(self._treat(error))
+        if table is not None and self._tables.records[table].state is TableState.COPYING:
+            self._resume_copy(self._tables.records[table])
+
+    def _finish_copy(self, record: TableRecord) -> bool:
+        if record.table in self._copier.jobs or record.copy_end is None:
+            return False
+        if not passed(self.position, record.copy_end):
+            if passed(self.position, self._source.current_position()):
+                self._source.flush_wal()
+            return False
+        target = self._tables.copy_target(record)
+        result = self._destination.finish_copy(target, self.position)
+        if result.undecided is not None:
+            self._copier.start([target], self.position, result.undecided)
+            return True
+        self._tables.move(record.table, TableState.READY, rows=result.rows)
+        return True
+
+    # -- agreement between source, store and destination --------------------------------------------------------------
+
+    def _agree_on_slot(self) -> SlotRecord:
+        identity = self._source.identify()
+        record, status = self._store.slot(), self._source.slot()
+        if record is not None and record.system_id != identity.system_id:
+            raise StateError(
+                f"The state of this pipeline belongs to another database cluster (system identifier {record.system_id}, "
+                f"this one is {identity.system_id})",
+                hint="Give the pipeline a new name, or remove its state, to copy everything from this cluster",
+            )
+        reason = _gap(record, status)
+        if record is not None and reason is None:
+            return record
+        return self._begin_slot(identity.system_id, record, status, reason)
+
+    def _begin_slot(
+        self, system_id: str, record: SlotRecord | None, status: SlotStatus | None, reason: str | None
+    ) -> SlotRecord:
+        """Start from a slot whose changes since the last position are lost, or that is new to us.
+
+        Marks the tables before it touches the slot, so that a kill between the two cannot hide the gap.
+        """
+        reason = reason or "the pipeline's state is new and knows nothing of what was copied before"
+        for table in self._tables.in_state(TableState.INIT, TableState.READY, *COPYING_STATES):
+            self._tables.recopy(table.table, reason, live=False, hint="The copy starts by itself")
+        if record is not None:
+            self._reporter.notice(f"All tables are copied afresh: {reason}")
+        if status is not None and status.lost:
+            self._source.drop_slot()
+            status = None
+        position = status.confirmed if status is not None else self._source.create_slot()
+        name = status.name if status is not None else self._slot_name()
+        slot = SlotRecord(name=name, system_id=system_id, created_at=position, position=position)
+        self._store.save_slot(slot)
+        return slot
+
+    def _slot_name(self) -> str:
+        status = self._source.slot()
+        if status is None:
+            raise SlotError("The replication slot vanished right after it was created", hint="Run the command again")
+        return status.name
+
+    def _agree_with_destination(self) -> None:
+        """Copy afresh what the destination has lost, or has only in a state older than what was written."""
+        positions, copies = self._destination.positions(), self._destination.copies()
+        for record in list(self._tables.records.values()):
+            table = record.table
+            if record.state in COPYING_STATES and record.copy_id not in copies and not self._finished(record):
+                self._tables.recopy(table, "the destination does not know its copy any more", live=record.live)
+            record = self._tables.records[table]
+            if record.live and (table not in positions or positions[table] < self._slot.written):
+                lost = "is missing" if table not in positions else "is older than what was written to it"
+                self._tables.recopy(table, f"its table at the destination {lost}", live=False)
+
+    def _finished(self, record: TableRecord) -> bool:
+        """Whether the destination swapped a copy in just before the process died that was to record it."""
+        if record.state is not TableState.COPIED:
+            return False
+        try:
+            result = self._destination.finish_copy(self._tables.copy_target(record), self.position)
+        except EtlError:
+            return False
+        self._tables.move(record.table, TableState.READY, rows=result.rows)
+        return True
+
+    def _refresh(self) -> None:
+        """Follow the publication: tables that joined, left, or were made anew."""
+        published = self._source.tables()
+        read_at = self._source.current_position()
+        for table, schema in published.items():
+            self._refresh_table(table, schema, read_at)
+        for table, record in list(self._tables.records.items()):
+            if table not in published and record.state is not TableState.REMOVED:
+                self._copier.drop(table)
+                self._tables.move(table, TableState.REMOVED, reason="it is not in the publication")
+        self._refreshed_at = monotonic()
+
+    def _refresh_table(self, table: TableId, schema: TableSchema, read_at: Lsn) -> None:
+        record = self._tables.records.get(table)
+        if record is None:
+            self._tables.add(table)
+        elif record.state is TableState.REMOVED:
+            self._tables.recopy(table, "it is in the publication again", live=False)
+        elif record.state is not TableState.QUARANTINED and self._recreated(schema):
+            self._copier.drop(table)
+            self._tables.recopy(table, "it was dropped and created again in the source", live=False)
+        if self._tables.records[table].state is not TableState.INIT:
+            return
+        if not schema.key:
+            self._tables.quarantine(table, *_no_key(schema))
+            return
+        self._tables.save_schema(schema, self.position)
+        if self._not_before.get(table) == _UNKNOWN_LSN:
+            self._not_before[table] = read_at
+
+    def _recreated(self, schema: TableSchema) -> bool:
+        known = self._tables.schemas.get(schema.id)
+        return known is not None and known.oid != schema.oid
+
+
+class _ReadClock:
+    """Time spent in an iterator, as opposed to in whoever consumes it."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def timed(self, items: Iterator[Sequence[TableEvents]]) -> Iterator[Sequence[TableEvents]]:
+        while True:
+            began = monotonic()
+            item = next(items, None)
+            self.seconds += monotonic() - began
+            if item is None:
+                return
+            yield item
+
+
+def _worth_retrying(error: Exception) -> bool:
+    return isinstance(error, EtlError) and action_for(error) is Action.RETRY
+
+
+def _gap(record: SlotRecord | None, status: SlotStatus | None) -> str | None:
+    """Why the stream cannot go on where it stopped; None when it can."""
+    if record is None:
+        return None if status is None else f"the slot {status.name} existed before this pipeline's state"
+    if status is None:
+        return f"the replication slot {record.name} is gone, and with it the changes since {record.position}"
+    if status.lost:
+        return f"the server has removed WAL that the slot {record.name} needed (max_slot_wal_keep_size)"
+    if status.confirmed > record.position:
+        return (
+            f"the replication slot {record.name} was moved or made anew by somebody else: it stands at "
+            f"{status.confirmed}, the destination has everything up to {record.position} only"
+        )
+    return None
+
+
+def _no_key(schema: TableSchema) -> tuple[str, str]:
+    name = f'"{schema.id.schema}"."{schema.id.name}"'
+    return (
+        "it has no key, so that updates and deletes cannot be matched to rows",
+        f"Add a primary key (ALTER TABLE {name} ADD PRIMARY KEY (...)), or name a unique index of NOT NULL columns "
+        f"(ALTER TABLE {name} REPLICA IDENTITY USING INDEX ...), or exclude the table from the publication; then re-sync it",
+    )

@@ -1,0 +1,75 @@
+"""Windows of the stream: how big they are, and how their contents become pieces of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from etl_dagster.model import ChangeSet, Lsn, Route, TableEvents, TableId
+from etl_dagster.settings import ReplicationSettings
+
+_PAGE = 8192
+# A position on a page boundary names the page's header too (40 bytes at the start of a segment, 24 elsewhere): no record
+# begins there, and the server says either address for the same place.
+_PAGE_HEADER = 40
+
+
+def passed(position: Lsn, lsn: Lsn) -> bool:
+    """Whether every record that ends at or before ``lsn`` lies before ``position``."""
+    header = _PAGE_HEADER if position % _PAGE == 0 else 0
+    return position + header >= lsn
+
+
+class WindowSizer:
+    """Adapts the number of changes in a window to what windows cost.
+
+    Every window pays for the WAL between the slot's restart and confirmed positions again, so a window should be large
+    enough to make that small; it should also end within the target time, so that little is repeated after a kill.
+    """
+
+    def __init__(self, settings: ReplicationSettings) -> None:
+        self._settings = settings
+        self.limit = min(settings.max_window_changes, 4 * settings.min_window_changes)
+
+    def learn(self, changes: int, seconds: float, *, complete: bool) -> None:
+        """Take account of one window; one that reached its end early says nothing about the limit."""
+        if complete or changes == 0:
+            return
+        ideal = changes * self._settings.target_window_seconds / max(seconds, 1e-3)
+        grown = min(int(ideal), 4 * self.limit)
+        self.limit = max(self._settings.min_window_changes, min(grown, self._settings.max_window_changes))
+
+
+def pieces(
+    window: Iterable[Sequence[TableEvents]], routes: Mapping[TableId, Route], piece_bytes: int
+) -> Iterator[Sequence[TableEvents]]:
+    """Gather what a window yields into pieces of about ``piece_bytes``, for the tables that have a route."""
+    piece = _Piece()
+    for events in window:
+        for event in events:
+            if event.table.id in routes:
+                piece.add(event)
+        if piece.nbytes >= piece_bytes:
+            yield piece.take()
+    if piece.tables:
+        yield piece.take()
+
+
+class _Piece:
+    def __init__(self) -> None:
+        self.tables: dict[TableId, TableEvents] = {}
+        self.nbytes = 0
+
+    def add(self, event: TableEvents) -> None:
+        former = self.tables.get(event.table.id)
+        changes: tuple[ChangeSet, ...] = tuple(event.changes)
+        truncated_at = event.truncated_at
+        if former is not None and truncated_at is None:
+            changes = (*former.changes, *changes)
+            truncated_at = former.truncated_at
+        self.tables[event.table.id] = TableEvents(event.table, changes, truncated_at)
+        self.nbytes += sum(change.nbytes for change in event.changes)
+
+    def take(self) -> Sequence[TableEvents]:
+        taken = list(self.tables.values())
+        self.tables, self.nbytes = {}, 0
+        return taken
