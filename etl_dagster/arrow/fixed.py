@@ -1,0 +1,98 @@
+"""Values of fixed width: booleans, integers, floats, uuid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from etl_dagster.errors import ProtocolError, ValueUnrepresentable
+from etl_dagster.pgwire import Fields, gather
+
+# Binary decoder of one type: the values, the Arrow type to give them, and the column's name for messages.
+Decoder = Callable[[Fields, pa.DataType, str], pa.Array]
+
+
+def validity(fields: Fields) -> pa.Buffer | None:
+    """Arrow validity bitmap; None when nothing is NULL."""
+    present = fields.present
+    return None if present.all() else pa.py_buffer(np.packbits(present, bitorder="little"))
+
+
+def integers(fields: Fields, dtype: npt.DTypeLike, column: str) -> npt.NDArray[Any]:
+    """The values as native integers, 0 where NULL; each must have exactly the width of ``dtype``."""
+    require_width(fields, np.dtype(dtype).itemsize, column)
+    values = gather(fields.data, fields.starts, dtype)
+    values[fields.lengths < 0] = 0
+    return values
+
+
+def require_width(fields: Fields, width: int, column: str) -> None:
+    """Check that every value that is not NULL has ``width`` bytes."""
+    good = fields.lengths == width
+    if good.all():
+        return
+    good |= fields.lengths == -1
+    if not good.all():
+        row = int(np.argmin(good))
+        raise wrong_length(fields, row, width, column)
+
+
+def wrong_length(fields: Fields, row: int, need: int, column: str) -> ProtocolError:
+    """The error for a value whose length does not fit its type."""
+    offset, have = int(fields.starts[row]), int(fields.lengths[row])
+    return ProtocolError(f"Value of column {column!r}", offset=offset, need=need, have=have)
+
+
+def refuse(bad: npt.NDArray[np.bool_], what: str, column: str) -> None:
+    """Raise when any value is of a kind that the column's Arrow type cannot hold."""
+    if count := int(np.count_nonzero(bad)):
+        raise ValueUnrepresentable(
+            f"Column {column!r} has {count} value(s) that its Arrow type cannot hold: {what}",
+            hint="Correct the values at the source, or leave the column or the table out",
+        )
+
+
+def primitive(fields: Fields, type_: pa.DataType, values: npt.NDArray[Any]) -> pa.Array:
+    """An Arrow array over ``values``, null where the field is."""
+    return pa.Array.from_buffers(type_, len(fields), [validity(fields), pa.py_buffer(np.ascontiguousarray(values))])
+
+
+def array_of(values: npt.NDArray[Any]) -> pa.Array:
+    """An Arrow array over numbers; ``pa.array`` would import pandas, which takes most of a second."""
+    return pa.Array.from_buffers(
+        pa.from_numpy_dtype(values.dtype), len(values), [None, pa.py_buffer(np.ascontiguousarray(values))]
+    )
+
+
+def mask_of(values: npt.NDArray[np.bool_]) -> pa.Array:
+    """An Arrow array over booleans."""
+    bits = np.packbits(values, bitorder="little")
+    return pa.Array.from_buffers(pa.bool_(), len(values), [None, pa.py_buffer(bits)])
+
+
+def decode_bool(fields: Fields, type_: pa.DataType, column: str) -> pa.Array:
+    require_width(fields, 1, column)
+    values = (fields.data[fields.starts] != 0) & fields.present
+    return primitive(fields, type_, np.packbits(values, bitorder="little"))
+
+
+def decode_integer(dtype: npt.DTypeLike) -> Decoder:
+    """Decoder for values that are the integers of Arrow's own representation, floats included."""
+
+    def decode(fields: Fields, type_: pa.DataType, column: str) -> pa.Array:
+        return primitive(fields, type_, integers(fields, dtype, column))
+
+    return decode
+
+
+def decode_uuid(fields: Fields, type_: pa.DataType, column: str) -> pa.Array:
+    require_width(fields, 16, column)
+    values = np.empty((len(fields), 2), ">u8")
+    values[:, 0] = gather(fields.data, fields.starts, np.uint64)
+    values[:, 1] = gather(fields.data, fields.starts + 8, np.uint64)
+    values[fields.lengths < 0] = 0
+    return pa.ExtensionArray.from_storage(type_, primitive(fields, pa.binary(16), values))

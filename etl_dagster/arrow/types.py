@@ -1,0 +1,115 @@
+"""The one table of types: what PostgreSQL calls them, what Arrow holds them as, and how their binary form is read.
+
+A type that is not here — ranges, network addresses, geometry, composites, types of extensions — arrives as the text
+that the server prints for it, in a utf8 column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from etl_dagster.arrow.fixed import Decoder, decode_bool, decode_integer, decode_uuid
+from etl_dagster.arrow.moments import decode_date, decode_interval, decode_timestamp
+from etl_dagster.arrow.numbers import decode_numeric, numeric_type
+from etl_dagster.arrow.text import decode_bytea, decode_json, decode_jsonb, decode_single_char, decode_text
+from etl_dagster.model import PgType, TableSchema, TypeKind
+
+TYPE_METADATA = b"pg.type"
+
+
+@dataclass(frozen=True, slots=True)
+class TypeFacts:
+    """What we know of one PostgreSQL type; ``arrow`` is a function of the type modifier where that matters."""
+
+    oid: int
+    name: str
+    arrow: pa.DataType | Callable[[int], pa.DataType]
+    decode: Decoder
+
+    def arrow_type(self, typmod: int) -> pa.DataType:
+        """The Arrow type under this type modifier."""
+        return self.arrow if isinstance(self.arrow, pa.DataType) else self.arrow(typmod)
+
+
+_BUILT_IN = (
+    TypeFacts(16, "bool", pa.bool_(), decode_bool),
+    TypeFacts(17, "bytea", pa.binary(), decode_bytea),
+    TypeFacts(18, "char", pa.utf8(), decode_single_char),
+    TypeFacts(19, "name", pa.utf8(), decode_text),
+    TypeFacts(20, "int8", pa.int64(), decode_integer(np.int64)),
+    TypeFacts(21, "int2", pa.int16(), decode_integer(np.int16)),
+    TypeFacts(23, "int4", pa.int32(), decode_integer(np.int32)),
+    TypeFacts(25, "text", pa.utf8(), decode_text),
+    TypeFacts(26, "oid", pa.uint32(), decode_integer(np.uint32)),
+    TypeFacts(114, "json", pa.json_(), decode_json),
+    TypeFacts(700, "float4", pa.float32(), decode_integer(np.int32)),
+    TypeFacts(701, "float8", pa.float64(), decode_integer(np.int64)),
+    TypeFacts(1042, "bpchar", pa.utf8(), decode_text),
+    TypeFacts(1043, "varchar", pa.utf8(), decode_text),
+    TypeFacts(1082, "date", pa.date32(), decode_date),
+    TypeFacts(1083, "time", pa.time64("us"), decode_integer(np.int64)),
+    TypeFacts(1114, "timestamp", pa.timestamp("us"), decode_timestamp),
+    TypeFacts(1184, "timestamptz", pa.timestamp("us", "UTC"), decode_timestamp),
+    TypeFacts(1186, "interval", pa.month_day_nano_interval(), decode_interval),
+    TypeFacts(1700, "numeric", numeric_type, decode_numeric),
+    TypeFacts(2950, "uuid", pa.uuid(), decode_uuid),
+    TypeFacts(3802, "jsonb", pa.json_(), decode_jsonb),
+)
+TYPES: dict[int, TypeFacts] = {facts.oid: facts for facts in _BUILT_IN}
+
+# Types without an OID of their own: every enum, and citext, which an extension creates under any OID. Both travel as
+# their text in the binary format too.
+ENUM = TypeFacts(0, "enum", pa.utf8(), decode_text)
+CITEXT = TypeFacts(0, "citext", pa.utf8(), decode_text)
+
+# Arrays by their catalogue entry, which count from 0: they arrive as text.
+_VECTORS = frozenset({22, 30})
+
+
+def type_facts(type_: PgType) -> TypeFacts | None:
+    """The row of the table for a type that is no array; None when it arrives as text."""
+    if type_.kind is TypeKind.ENUM:
+        return ENUM
+    if type_.kind is not TypeKind.BASE:
+        return None
+    if (facts := TYPES.get(type_.oid)) is not None:
+        return facts
+    return CITEXT if type_.name.rpartition(".")[2] == "citext" else None
+
+
+def element_type(type_: PgType) -> PgType | None:
+    """The element type of an array that can be read as one, under the array's type modifier."""
+    if type_.kind is not TypeKind.ARRAY or type_.element is None or type_.oid in _VECTORS:
+        return None
+    element = type_.element
+    return element.model_copy(update={"typmod": type_.typmod}) if element.typmod == -1 else element
+
+
+def has_binary_decoder(type_: PgType) -> bool:
+    """Whether values of this type are read from their binary form; if not, they must be fetched as text."""
+    element = element_type(type_)
+    return has_binary_decoder(element) if element is not None else type_facts(type_) is not None
+
+
+def arrow_type(type_: PgType) -> pa.DataType:
+    """The Arrow type of a column of this type."""
+    if not has_binary_decoder(type_):
+        return pa.utf8()
+    element = element_type(type_)
+    if element is not None:
+        return pa.list_(arrow_type(element))
+    facts = type_facts(type_)
+    assert facts is not None
+    return facts.arrow_type(type_.typmod)
+
+
+def arrow_schema(table: TableSchema) -> pa.Schema:
+    """The Arrow schema of a table's rows. All fields are nullable, since a delete fills only the key."""
+    return pa.schema(
+        pa.field(column.name, arrow_type(column.type), metadata={TYPE_METADATA: column.type.name.encode()})
+        for column in table.columns
+    )

@@ -1,0 +1,229 @@
+"""The stream of logical changes, protocol version 1: messages in, columns out.
+
+Common messages are found, placed and taken apart for all rows at once; only relations and truncates, which are
+rare, are read one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import numpy as np
+import numpy.typing as npt
+
+from etl_dagster.errors import ProtocolError
+from etl_dagster.model import Lsn, TableEvents, TableId, TableSchema
+from etl_dagster.pgoutput.changes import read_changes
+from etl_dagster.pgoutput.messages import parse_relation, parse_truncate
+from etl_dagster.pgoutput.relations import Binding, bind
+from etl_dagster.pgoutput.transactions import TRUNCATE, Places, TransactionClock
+from etl_dagster.pgoutput.tuples import Bytes, Messages
+from etl_dagster.pgwire import Frames, check, gather
+
+_RELATION = ord("R")
+_CHANGE_HEAD = 8  # tag, relation, kind of tuple, number of columns
+# What may come: changes (1), messages read elsewhere in this package (2), and what does not concern us: origins, types
+# (values are decoded by the catalogue's types) and messages that applications write into the WAL.
+_CLASS = np.zeros(256, np.uint8)
+_CLASS[list(b"IUD")] = 1
+_CLASS[list(b"BCRTOYM")] = 2
+_TUPLES_OF = {ord("I"): b"N", ord("U"): b"NKO", ord("D"): b"KO"}
+_MARKERS = np.zeros((256, 256), np.bool_)
+for _tag, _allowed in _TUPLES_OF.items():
+    _MARKERS[_tag, list(_allowed)] = True
+
+_Rows = npt.NDArray[np.intp]
+
+
+@dataclass(slots=True)
+class _Story:
+    """What one feed says of one relation: bindings from a message on, changes, the last truncate."""
+
+    bindings: list[tuple[int, Binding]] = field(default_factory=list)
+    rows: _Rows = field(default_factory=lambda: np.empty(0, np.intp))
+    markers: Bytes = field(default_factory=lambda: np.empty(0, np.uint8))
+    truncated: int | None = None
+
+
+class StreamDecoder:
+    """Decodes the messages of one replication stream, in order, fed in pieces of any size.
+
+    Args:
+        schemas: The tables wanted, by OID. Changes of other relations are left out.
+    """
+
+    def __init__(self, schemas: Mapping[int, TableSchema]) -> None:
+        self._schemas = schemas
+        self._clock = TransactionClock()
+        self._bindings: dict[int, Binding] = {}
+        self._changes = 0
+        self.drifted: dict[TableId, str] = {}
+        self.unknown: set[tuple[str, str]] = set()
+
+    @property
+    def position(self) -> Lsn | None:
+        """End of the last commit seen."""
+        return self._clock.position
+
+    @property
+    def in_transaction(self) -> bool:
+        """A transaction has begun and its commit is still to come."""
+        return self._clock.in_transaction
+
+    @property
+    def newest_commit(self) -> datetime | None:
+        """When the last transaction committed at the source."""
+        return self._clock.newest_commit
+
+    @property
+    def transactions(self) -> int:
+        """Commits seen."""
+        return self._clock.transactions
+
+    @property
+    def changes(self) -> int:
+        """Inserts, updates and deletes seen, those left out included."""
+        return self._changes
+
+    @property
+    def needs_text(self) -> bool:
+        """A relation seen has a column that must be read as text: `feed` needs ``text_frames``."""
+        return any(binding.text_places for binding in self._bindings.values())
+
+    def feed(self, frames: Frames, text_frames: Frames | None = None) -> list[TableEvents]:
+        """Decode the next messages.
+
+        Args:
+            frames: COPY tuples of one field each, a message of pgoutput with option ``binary 'true'``.
+            text_frames: The same messages with ``binary 'false'``, for columns without a binary decoder.
+
+        Raises:
+            ProtocolError: The bytes are no such stream.
+            ValueUnrepresentable: Values that a table's Arrow types cannot hold; ``table`` says whose.
+        """
+        if len(frames) == 0:
+            return []
+        messages = _open(frames)
+        text = None if text_frames is None else _open_text(text_frames, messages)
+        rows, heads = _changes(messages)
+        counted = messages.tags == TRUNCATE
+        counted[rows] = True
+        places = self._clock.place(messages, counted)
+        self._changes += len(rows)
+        stories = self._stories(messages, rows, heads)
+        return [events for story in stories.values() if (events := _tell(story, messages, text, places)) is not None]
+
+    def _stories(self, messages: Messages, rows: _Rows, heads: npt.NDArray[np.int64]) -> dict[int, _Story]:
+        stories: dict[int, _Story] = {}
+        for relation, of_relation in _by_relation(heads >> 32):
+            story = stories.setdefault(relation, self._story(relation))
+            story.rows = rows[of_relation]
+            story.markers = (heads[of_relation] >> 24).astype(np.uint8)
+        for row in np.flatnonzero(messages.tags == TRUNCATE).tolist():
+            for relation in parse_truncate(messages.body(row), int(messages.at[row])).relations:
+                stories.setdefault(relation, self._story(relation)).truncated = row
+        for row in np.flatnonzero(messages.tags == _RELATION).tolist():
+            relation, binding = self._announce(messages, row)
+            stories.setdefault(relation, _Story()).bindings.append((row, binding))
+        return stories
+
+    def _story(self, relation: int) -> _Story:
+        known = self._bindings.get(relation)
+        return _Story([] if known is None else [(-1, known)])
+
+    def _announce(self, messages: Messages, row: int) -> tuple[int, Binding]:
+        relation = parse_relation(messages.body(row), int(messages.at[row]))
+        binding = bind(relation, self._schemas.get(relation.oid))
+        before = self._bindings.get(relation.oid)
+        if before is not None and (before.drift or before.relation == relation):
+            binding = before  # a table that has drifted stays so: some of its changes are left out already
+        if binding.table is None:
+            self.unknown.add((relation.schema, relation.name))
+        elif binding.drift:
+            self.drifted[binding.table.id] = binding.drift
+        self._bindings[relation.oid] = binding
+        return relation.oid, binding
+
+
+def _open(frames: Frames) -> Messages:
+    """The messages inside the tuples, each of which has one field."""
+    heads = gather(frames.data, frames.starts, np.int64)  # field count, field length, tag, one byte more
+    sizes = frames.ends - frames.starts - 6
+    check((heads >> 16 == sizes | (1 << 32)) & (sizes > 0), frames.starts, frames.ends, 7, "Tuple is not one message")
+    return Messages(frames.data, frames.starts + 6, frames.ends, (heads >> 8).astype(np.uint8))
+
+
+def _open_text(frames: Frames, messages: Messages) -> Messages:
+    text = _open(frames)
+    if len(text) != len(messages) or (text.tags != messages.tags).any():
+        raise ProtocolError("The stream in text is another", offset=0, need=len(messages), have=len(text))
+    return text
+
+
+def _changes(messages: Messages) -> tuple[_Rows, npt.NDArray[np.int64]]:
+    """Inserts, updates and deletes: which messages, and their relation, marker and column count in one word."""
+    classes = _CLASS[messages.tags]
+    if not classes.all():
+        row = int(np.argmin(classes))
+        tag = chr(messages.tags[row])
+        raise ProtocolError(f"Message of unknown kind {tag!r}", offset=int(messages.at[row]), need=1, have=1)
+    rows = np.flatnonzero(classes == 1)
+    at, ends = messages.at[rows], messages.ends[rows]
+    check(ends - at >= _CHANGE_HEAD, at, ends, _CHANGE_HEAD, "Change is cut off")
+    heads = gather(messages.data, at + 1, np.int64)
+    right = _MARKERS[messages.tags[rows], (heads >> 24).astype(np.uint8)]
+    check(right, at, ends, _CHANGE_HEAD, "Change without the tuple that belongs to it")
+    return rows, heads
+
+
+def _by_relation(relations: npt.NDArray[np.int64]) -> Iterator[tuple[int, _Rows]]:
+    """Which changes belong to each relation, in order."""
+    if len(relations) == 0:
+        return
+    if (relations == relations[0]).all():
+        yield int(relations[0]) & 0xFFFFFFFF, np.arange(len(relations))
+        return
+    order = np.argsort(relations, kind="stable")
+    sorted_ = relations[order]
+    for rows in np.split(order, np.flatnonzero(sorted_[1:] != sorted_[:-1]) + 1):
+        yield int(relations[rows[0]]) & 0xFFFFFFFF, rows
+
+
+def _tell(story: _Story, messages: Messages, text: Messages | None, places: Places) -> TableEvents | None:
+    """The events of one relation; None when there are none, or nobody asked for them."""
+    truncated = story.truncated
+    since = -1 if truncated is None else truncated
+    first = int(np.searchsorted(story.rows, since))
+    if not story.bindings or (len(story.rows) and int(story.rows[0]) < story.bindings[0][0]):
+        raise ProtocolError("Change of a relation that was not announced", offset=0, need=1, have=0)
+    table = story.bindings[-1][1].table
+    truncated_at = None
+    if truncated is not None and _in_force(story, truncated).readable is not None:
+        truncated_at = Lsn(int(places.lsn(np.array([truncated]))[0]))
+    changes = [
+        read_changes(binding, messages, text, story.markers[span], places, story.rows[span])
+        for binding, span in _spans(story, first)
+        if binding.readable is not None
+    ]
+    return TableEvents(table, changes, truncated_at) if table and (changes or truncated_at is not None) else None
+
+
+def _in_force(story: _Story, row: int) -> Binding:
+    before = [binding for start, binding in story.bindings if start < row]
+    if not before:
+        raise ProtocolError("Truncate of a relation that was not announced", offset=0, need=1, have=0)
+    return before[-1]
+
+
+def _spans(story: _Story, first: int) -> Iterator[tuple[Binding, slice]]:
+    """Stretches of changes under one binding, from change ``first`` on."""
+    merged: list[tuple[int, Binding]] = []
+    for start, binding in story.bindings:
+        if not merged or merged[-1][1] is not binding:
+            merged.append((int(np.searchsorted(story.rows, start)), binding))
+    ends = [start for start, _ in merged[1:]] + [len(story.rows)]
+    for (start, binding), end in zip(merged, ends, strict=True):
+        if max(start, first) < end:
+            yield binding, slice(max(start, first), end)
