@@ -154,6 +154,10 @@ class Destination(ABC):
     def drop_table(self, table: TableId) -> None:
         """Remove the live table, its watermark, and every copy of it; no error when there is none."""
 
+    def row_count(self, table: TableId) -> int | None:
+        """Rows of a live table, where the destination knows them without reading the table."""
+        return None
+
     @abstractmethod
     def read_table(self, table: TableSchema) -> pa.RecordBatchReader:
         """The live table's rows: the source's columns by their Arrow types, then the three CDC columns."""

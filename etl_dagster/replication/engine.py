@@ -123,6 +123,10 @@ class Replicator:
         """Schema in use of every table."""
         return self._tables.schemas
 
+    def row_count(self, table: TableId) -> int | None:
+        """Rows of a live table at the destination, where it knows them at once."""
+        return self._destination.row_count(table)
+
     # -- what callers ask for -----------------------------------------------------------------------------------------
 
     def sync(self, *, stop: Stop | None = None) -> None:
