@@ -1,0 +1,108 @@
+"""Checks on the pipeline's slot asset: is a table out, is the destination behind, does the slot hold back much WAL."""
+
+from collections.abc import Iterator, Sequence
+
+import dagster as dg
+
+from etl_dagster.model import FrozenModel
+from etl_dagster.orchestration.names import HOUSEKEEPING_TAG, safe_name
+from etl_dagster.orchestration.parts import PipelineParts
+from etl_dagster.orchestration.session import errors_as_failures
+from etl_dagster.orchestration.translator import ReplicationTranslator
+from etl_dagster.pipeline import Pipeline, PipelineStatus
+from etl_dagster.store import TableRecord, TableState
+
+QUARANTINE_CHECK, LAG_CHECK, WAL_CHECK = "no_table_quarantined", "destination_caught_up", "retained_wal"
+
+
+class HealthPolicy(FrozenModel):
+    """When a pipeline counts as unwell, and how often it is looked at (a look is a run of two or three seconds)."""
+
+    max_lag_seconds: float = 300.0
+    max_retained_bytes: int = 10 * 1024**3
+    cron: str = "*/15 * * * *"
+
+
+def slot_spec(parts: PipelineParts, translator: ReplicationTranslator) -> dg.AssetSpec:
+    """The replication slot as an asset that cannot be materialized: it carries observations and checks."""
+    return dg.AssetSpec(
+        translator.slot_key,
+        description=f"Replication slot of pipeline {parts.name}: how far it is, and how it fares",
+        group_name=parts.names.group,
+        kinds={"postgres"},
+    )
+
+
+def build_checks(
+    parts: PipelineParts, translator: ReplicationTranslator, policy: HealthPolicy
+) -> dg.AssetChecksDefinition:
+    """The three checks, answered by one look at the pipeline's status."""
+    names = (QUARANTINE_CHECK, LAG_CHECK, WAL_CHECK)
+
+    @dg.multi_asset_check(
+        name=f"{parts.names.group}__checks",
+        specs=[dg.AssetCheckSpec(name, asset=translator.slot_key) for name in names],
+        can_subset=True,
+        required_resource_keys=parts.resource_keys,
+    )
+    def checks(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
+        with errors_as_failures():
+            status = look(Pipeline(parts.config(context.resources)))
+        wanted = {key.name for key in context.selected_asset_check_keys}
+        yield from (result for result in judge(translator.slot_key, status, policy) if result.check_name in wanted)
+
+    return checks
+
+
+def look(pipeline: Pipeline) -> PipelineStatus:
+    """The pipeline's status, and nothing left open."""
+    try:
+        return pipeline.status()
+    finally:
+        pipeline.close()
+
+
+def judge(slot: dg.AssetKey, status: PipelineStatus, policy: HealthPolicy) -> list[dg.AssetCheckResult]:
+    """A status by the standards of a policy."""
+    lag, retained = status.lag_seconds or 0.0, status.retained_bytes or 0
+    out = {str(t.table): f"{t.reason} — {t.hint}" for t in status.tables if t.state is TableState.QUARANTINED}
+    return [
+        dg.AssetCheckResult(passed=not out, asset_key=slot, check_name=QUARANTINE_CHECK, metadata={"tables": out}),
+        dg.AssetCheckResult(
+            passed=lag <= policy.max_lag_seconds,
+            asset_key=slot,
+            check_name=LAG_CHECK,
+            severity=dg.AssetCheckSeverity.WARN,
+            metadata={"lag_seconds": lag, "lag_bytes": status.lag_bytes or 0, "position": str(status.position)},
+        ),
+        dg.AssetCheckResult(
+            passed=retained <= policy.max_retained_bytes,
+            asset_key=slot,
+            check_name=WAL_CHECK,
+            severity=dg.AssetCheckSeverity.WARN,
+            metadata={"retained_bytes": retained},
+        ),
+    ]
+
+
+def quarantine_evaluation(slot: dg.AssetKey, records: Sequence[TableRecord]) -> dg.AssetCheckEvaluation:
+    """The same verdict from inside a run, which knows the tables' records."""
+    out = {str(r.table): f"{r.reason} — {r.hint}" for r in records if r.state is TableState.QUARANTINED}
+    return dg.AssetCheckEvaluation(
+        asset_key=slot, check_name=QUARANTINE_CHECK, passed=not out, metadata={"tables": dg.MetadataValue.json(out)}
+    )
+
+
+def build_health(
+    parts: PipelineParts, checks: dg.AssetChecksDefinition, policy: HealthPolicy, status: dg.DefaultScheduleStatus
+) -> dg.ScheduleDefinition:
+    """The job that runs the checks, and when."""
+    job = dg.define_asset_job(
+        parts.names.health,
+        selection=dg.AssetSelection.checks(checks),
+        description=f"Checks of pipeline {parts.name}",
+        tags={HOUSEKEEPING_TAG: safe_name(parts.name)},
+    )
+    return dg.ScheduleDefinition(
+        name=f"{parts.names.health}_schedule", job=job, cron_schedule=policy.cron, default_status=status
+    )

@@ -1,0 +1,136 @@
+"""`build_replication_defs`: everything that Dagster needs to run one pipeline."""
+
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from etl_dagster.config import PipelineConfig
+from etl_dagster.errors import EtlError
+from etl_dagster.model import TableId, TableSchema
+from etl_dagster.orchestration.checks import HealthPolicy, build_checks, build_health, slot_spec
+from etl_dagster.orchestration.live_assets import MicroBatch, Tables
+from etl_dagster.orchestration.names import PIPELINE_TAG
+from etl_dagster.orchestration.parts import PipelineParts
+from etl_dagster.orchestration.retention import RetentionPolicy, build_retention
+from etl_dagster.orchestration.sensors import SensorSettings, build_sensor
+from etl_dagster.orchestration.session import build_session
+from etl_dagster.orchestration.sync_assets import build_sync_assets
+from etl_dagster.orchestration.translator import ReplicationTranslator, check_keys
+from etl_dagster.pipeline import Pipeline
+
+if TYPE_CHECKING:  # what `dagster.define_asset_job` returns has no public name
+    from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+
+    Job = dg.JobDefinition | UnresolvedAssetJobDefinition
+
+logger = logging.getLogger("etl_dagster")
+
+BATCH_BUDGET_SECONDS = 30.0
+_SENSOR, _RETENTION, _HEALTH = SensorSettings(), RetentionPolicy(), HealthPolicy()
+
+
+def build_replication_defs(
+    config: PipelineConfig | PipelineParts | Path,
+    *,
+    tables: Mapping[TableId, TableSchema] | Iterable[TableId | str] | None = None,
+    translator: ReplicationTranslator | None = None,
+    sensor: SensorSettings = _SENSOR,
+    batch_budget_seconds: float = BATCH_BUDGET_SECONDS,
+    retention: RetentionPolicy = _RETENTION,
+    health: HealthPolicy = _HEALTH,
+    schedules_running: bool = True,
+) -> dg.Definitions:
+    """Definitions of one pipeline; merge those of several with `dagster.Definitions.merge`.
+
+    Args:
+        config: The pipeline: a config, the path of its YAML file, or its parts as Dagster resources.
+        tables: The tables that become assets. Without it they are read from the pipeline's store, or, before the
+            first run, from the source's catalogue. A source that cannot be reached leaves the definitions without
+            table assets; the sensor says so, and a reload brings them.
+        translator: Says what the assets look like.
+        sensor: How the source is watched.
+        batch_budget_seconds: How long a requested run goes on after it has reached what it was asked for.
+        retention: What is kept of old runs.
+        health: When the pipeline counts as unwell.
+        schedules_running: Retention and health schedules are on from the start.
+    """
+    parts = PipelineParts.of(config)
+    translator = translator or ReplicationTranslator(parts.name, parts.destination_kind)
+    known = _known_tables(parts) if tables is None else _given_tables(tables)
+    check_keys(translator, known)
+    status = dg.DefaultScheduleStatus.RUNNING if schedules_running else dg.DefaultScheduleStatus.STOPPED
+    batch = MicroBatch(parts, translator, known, batch_budget_seconds)
+    job = _micro_batch_job(batch)
+    checks = build_checks(parts, translator, health)
+    keys = [key for table in known for key in (translator.live_key(table), translator.sync_key(table))]
+    return dg.Definitions(
+        assets=[*_specs(parts, translator, known), *_table_assets(batch)],
+        asset_checks=[checks],
+        jobs=[job, *_sync_jobs(batch)],
+        schedules=[
+            build_retention(parts, keys, retention, status),
+            build_health(parts, checks, health, status),
+        ],
+        sensors=[build_sensor(parts, translator, list(known), sensor)],
+        resources={**parts.as_resources(), parts.names.session: build_session(parts)},
+        executor=dg.in_process_executor,
+    )
+
+
+def _known_tables(parts: PipelineParts) -> Tables:
+    try:
+        pipeline = Pipeline(parts.config_now())
+        try:
+            return pipeline.tables()
+        finally:
+            pipeline.close()
+    except EtlError as error:
+        logger.warning("No tables are known of pipeline %s yet, its assets follow on a reload: %s", parts.name, error)
+        return {}
+
+
+def _given_tables(tables: Mapping[TableId, TableSchema] | Iterable[TableId | str]) -> Tables:
+    if isinstance(tables, Mapping):
+        return tables
+    return {TableId.parse(table) if isinstance(table, str) else table: None for table in tables}
+
+
+def _specs(parts: PipelineParts, translator: ReplicationTranslator, tables: Tables) -> list[dg.AssetSpec]:
+    return [slot_spec(parts, translator), *(translator.source_spec(*item) for item in tables.items())]
+
+
+def _table_assets(batch: MicroBatch) -> list[dg.AssetsDefinition]:
+    if not batch.tables:
+        return []
+    return [batch.assets(), build_sync_assets(batch.parts, batch.translator, batch.tables)]
+
+
+def _micro_batch_job(batch: MicroBatch) -> "Job":
+    """Over the live tables; over the bare ops while no table is known, so that the first run can find them."""
+    names, tags = batch.parts.names, {PIPELINE_TAG: batch.parts.name}
+    about = f"Micro-batch of pipeline {batch.parts.name}"
+    if not batch.tables:
+        return batch.graph().to_job(
+            name=names.micro_batch, description=about, tags=tags, executor_def=dg.in_process_executor
+        )
+    keys = [batch.translator.live_key(table) for table in batch.tables]
+    selection = dg.AssetSelection.assets(*keys).without_checks()
+    return dg.define_asset_job(names.micro_batch, selection=selection, description=about, tags=tags)
+
+
+def _sync_jobs(batch: MicroBatch) -> "list[Job]":
+    """A job to schedule re-syncs with; needs one partitions definition for all tables, as the plain translator has."""
+    definitions = {batch.translator.partitions(table) for table in batch.tables}
+    if len(definitions) != 1:
+        return []
+    keys = [batch.translator.sync_key(table) for table in batch.tables]
+    about = f"Fresh copies of all tables of pipeline {batch.parts.name}"
+    tags = {PIPELINE_TAG: batch.parts.name}
+    return [
+        dg.define_asset_job(
+            batch.parts.names.sync_job, selection=dg.AssetSelection.assets(*keys), description=about, tags=tags
+        )
+    ]

@@ -1,0 +1,44 @@
+"""The example project that ``workspace.yaml`` opens; it needs no database and no variable to open.
+
+It shows the demo's order system. Its sensor is off: switch it on in the UI once the database is there, or name a
+pipeline of your own in ``ETL_DAGSTER_CONFIG``, which is then opened instead.
+"""
+
+import os
+from pathlib import Path
+
+import dagster as dg
+
+from etl_dagster.orchestration.definitions import build_replication_defs
+from etl_dagster.orchestration.parts import PipelineParts
+from etl_dagster.orchestration.resources import DuckDBDestinationResource, PostgresSourceResource, StoreResource
+from etl_dagster.orchestration.sensors import SensorSettings
+
+CONFIG_VARIABLE = "ETL_DAGSTER_CONFIG"
+SCHEMA = "shop"
+TABLES = ("customers", "products", "promotions", "orders", "order_items", "payments", "stock")
+# Beside Dagster's own files, which are not committed either.
+FOLDER = Path("dagster_home/example")
+
+# With a password, give it as dagster.EnvVar("..."): the UI shows the variable's name, never its value.
+EXAMPLE = PipelineParts(
+    name="example",
+    source=PostgresSourceResource(
+        host="127.0.0.1", port=5432, database="postgres", user="postgres", schemas=[SCHEMA], slot="example"
+    ),
+    destination=DuckDBDestinationResource(path=str(FOLDER / "warehouse.duckdb")),
+    store=StoreResource(path=str(FOLDER / "state.sqlite")),
+)
+
+
+@dg.definitions
+def defs() -> dg.Definitions:
+    """The pipeline of the environment, or the example."""
+    if path := os.environ.get(CONFIG_VARIABLE):
+        return build_replication_defs(Path(path))
+    return build_replication_defs(
+        EXAMPLE,
+        tables=[f"{SCHEMA}.{table}" for table in TABLES],
+        sensor=SensorSettings(running=False),
+        schedules_running=False,
+    )

@@ -1,0 +1,159 @@
+"""The live tables: one subsettable multi-asset per pipeline, backed by the three ops of a micro-batch.
+
+The ops run in one process on one open replicator: truncate (tables that wait for a copy get an empty staging area),
+bulk write (their rows), event write (the stream). The stream has one order for all tables, so a run always moves the
+whole pipeline; the selection says only which tables Dagster plans to see materialized.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import dagster as dg
+
+from etl_dagster.model import Lsn, TableId, TableSchema
+from etl_dagster.orchestration.names import UNTIL_TAG
+from etl_dagster.orchestration.parts import PipelineParts
+from etl_dagster.orchestration.reporting import RunReport, log_event
+from etl_dagster.orchestration.session import enter_session, errors_as_failures
+from etl_dagster.orchestration.translator import ReplicationTranslator, output_name
+
+TRUNCATE, BULK_WRITE, EVENT_WRITE = "truncate_tables", "write_table_rows", "write_events"
+Tables = Mapping[TableId, TableSchema | None]
+Events = Iterator[dg.Output[None]]
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """The ops of one pipeline's micro-batch.
+
+    Attributes:
+        budget_seconds: How long a run that the sensor asked for goes on after it has reached what was asked.
+    """
+
+    parts: PipelineParts
+    translator: ReplicationTranslator
+    tables: Tables
+    budget_seconds: float
+
+    def graph(self) -> dg.GraphDefinition:
+        """truncate_tables -> write_table_rows -> write_events, with an output for every live table."""
+        return dg.GraphDefinition(
+            name=self.parts.names.live,
+            description=f"Micro-batch of pipeline {self.parts.name}",
+            node_defs=[self._truncate(), self._bulk_write(), self._event_write()],
+            dependencies={
+                BULK_WRITE: {"start": dg.DependencyDefinition(TRUNCATE)},
+                EVENT_WRITE: {"start": dg.DependencyDefinition(BULK_WRITE)},
+            },
+            input_mappings=[_input(name) for name in self._inputs()],
+            output_mappings=[dg.OutputMapping(name, EVENT_WRITE, name) for name in self._outputs()],
+        )
+
+    def assets(self) -> dg.AssetsDefinition:
+        """The live tables."""
+        inputs, outputs = self._inputs(), self._outputs()
+        assets = dg.AssetsDefinition.from_graph(
+            self.graph(),
+            keys_by_input_name={name: self.translator.sync_key(table) for name, table in inputs.items()},
+            keys_by_output_name={name: self.translator.live_key(table) for name, table in outputs.items()},
+            internal_asset_deps={
+                output_name(self.translator.live_key(table)): {self.translator.sync_key(table)} for table in self.tables
+            },
+            can_subset=True,
+        )
+        specs = {spec.key: spec for spec in (self.translator.live_spec(*item) for item in self.tables.items())}
+        return assets.map_asset_specs(lambda spec: specs[spec.key])
+
+    def _inputs(self) -> Mapping[str, TableId]:
+        return {output_name(self.translator.sync_key(table)): table for table in self.tables}
+
+    def _outputs(self) -> Mapping[str, TableId]:
+        return {output_name(self.translator.live_key(table)): table for table in self.tables}
+
+    def _truncate(self) -> dg.OpDefinition:
+        @dg.op(name=TRUNCATE, out=dg.Out(dg.Nothing), required_resource_keys={self.parts.names.session})
+        def truncate_tables(context: dg.OpExecutionContext) -> None:
+            """Give every table that waits for its copy an empty staging area."""
+            with errors_as_failures():
+                replicator = enter_session(context, self.parts).replicator()
+                if replicator is None:
+                    context.log.warning("Another process runs this pipeline, and does what is to do")
+                elif begun := replicator.begin_copies():
+                    context.log.info("copies begin: %s", ", ".join(map(str, begun)))
+
+        return truncate_tables
+
+    def _bulk_write(self) -> dg.OpDefinition:
+        @dg.op(
+            name=BULK_WRITE,
+            ins={"start": dg.In(dg.Nothing)},
+            out=dg.Out(dg.Nothing),
+            required_resource_keys={self.parts.names.session},
+        )
+        def write_table_rows(context: dg.OpExecutionContext) -> None:
+            """Write the rows of the tables being copied; the stream is applied meanwhile."""
+            with errors_as_failures():
+                if replicator := enter_session(context, self.parts).replicator():
+                    replicator.copy()
+
+        return write_table_rows
+
+    def _event_write(self) -> dg.OpDefinition:
+        nothing = dg.In(dg.Nothing)
+
+        @dg.op(
+            name=EVENT_WRITE,
+            ins={"start": nothing, **dict.fromkeys(self._inputs(), nothing)},
+            out={name: dg.Out(dg.Nothing, is_required=False) for name in self._outputs()},
+            required_resource_keys={self.parts.names.session},
+            config_schema={"budget_seconds": dg.Field(float, default_value=float(self.budget_seconds))},
+        )
+        def write_events(context: dg.OpExecutionContext) -> Events:
+            """Apply the stream up to the position asked for, and on within the budget."""
+            session = enter_session(context, self.parts)
+            until = context.run.tags.get(UNTIL_TAG)
+            with errors_as_failures():
+                if replicator := session.replicator():
+                    budget = context.op_config["budget_seconds"] if until else 0.0
+                    replicator.apply(until=Lsn.parse(until) if until else None, budget_seconds=budget)
+                    yield from self._report(context, RunReport(self.translator, session, replicator))
+
+        return write_events
+
+    def _report(self, context: dg.OpExecutionContext, report: RunReport) -> Events:
+        """Materialize what changed, and what was asked for by hand."""
+        selected = self._outputs_of(context.selected_output_names)
+        by_hand = [t for t in selected.values() if UNTIL_TAG not in context.run.tags and report.is_live(t)]
+        for event in report.copy_events():
+            log_event(context, event)
+        for table in dict.fromkeys([*report.changed(), *by_hand]):
+            name = output_name(self.translator.live_key(table))
+            if name in selected:
+                yield dg.Output(None, name, metadata=report.live(table))
+            else:
+                log_event(context, report.live_event(table))
+        for event in report.pipeline_events():
+            log_event(context, event)
+
+    def _outputs_of(self, names: Iterable[str]) -> Mapping[str, TableId]:
+        outputs = self._outputs()
+        return {name: outputs[name] for name in names}
+
+
+def _input(name: str) -> dg.InputMapping:
+    return dg.InputMapping(graph_input_name=name, mapped_node_name=EVENT_WRITE, mapped_node_input_name=name)
+
+
+def selection_for(
+    translator: ReplicationTranslator, known: Sequence[TableId], to_copy: Sequence[TableId], changes: bool, limit: int
+) -> list[dg.AssetKey]:
+    """Live tables that a run is planned to materialize.
+
+    Each planned table costs some 10 ms before the run begins, and which tables have changed is known only once the
+    stream is read; so with many tables only those that wait for a copy are planned, and the others that turn out to
+    have changed are reported by the run all the same.
+    """
+    planned = [table for table in to_copy if table in set(known)]
+    if changes and len(known) <= limit:
+        planned = list(known)
+    return [translator.live_key(table) for table in planned[:limit] or known[:1]]

@@ -1,0 +1,89 @@
+"""One pipeline taken apart into Dagster resources, and put together again where it runs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from etl_dagster.config import PipelineConfig, load_config
+from etl_dagster.destinations.config import DestinationConfig
+from etl_dagster.orchestration.names import PipelineNames
+from etl_dagster.orchestration.resources import (
+    ConfigResource,
+    DestinationResource,
+    PostgresSourceResource,
+    StoreResource,
+    config_of,
+)
+from etl_dagster.postgres import SourceConfig
+from etl_dagster.settings import ReplicationSettings
+from etl_dagster.store import StoreConfig
+
+
+@dataclass(frozen=True)
+class PipelineParts:
+    """What a pipeline is made of, each part a resource or a config.
+
+    A config is handed to Dagster as an opaque object, so that its secrets show nowhere; a resource shows its fields in
+    the UI, with an ``EnvVar`` by its name.
+    """
+
+    name: str
+    source: PostgresSourceResource | SourceConfig
+    destination: DestinationResource | DestinationConfig
+    store: StoreResource | StoreConfig
+    replication: ReplicationSettings = field(default_factory=ReplicationSettings)
+
+    @classmethod
+    def of(cls, given: "PipelineConfig | PipelineParts | Path") -> "PipelineParts":
+        """From whatever describes a pipeline."""
+        if isinstance(given, PipelineParts):
+            return given
+        config = load_config(given) if isinstance(given, Path) else given
+        return cls(config.name, config.source, config.destination, config.store, config.replication)
+
+    @cached_property
+    def names(self) -> PipelineNames:
+        """Its names in Dagster."""
+        return PipelineNames(self.name)
+
+    @property
+    def destination_kind(self) -> str:
+        """Kind that the destination's tables show."""
+        return self.destination.kind if isinstance(self.destination, DestinationResource) else self.destination.type
+
+    @property
+    def resource_keys(self) -> set[str]:
+        """Keys of the three resources."""
+        return {self.names.source, self.names.destination, self.names.store}
+
+    def as_resources(self) -> Mapping[str, object]:
+        """The three parts under their keys."""
+        return {
+            self.names.source: self.source,
+            self.names.destination: self.destination,
+            self.names.store: self.store,
+        }
+
+    def config(self, resources: object) -> PipelineConfig:
+        """The pipeline's config from the resources of a run or a tick."""
+        return self._assemble({key: getattr(resources, key) for key in self.resource_keys})
+
+    def config_now(self) -> PipelineConfig:
+        """The same outside of any run, with environment variables resolved now."""
+        parts = {
+            key: part.process_config_and_initialize() if isinstance(part, ConfigResource) else part
+            for key, part in self.as_resources().items()
+        }
+        return self._assemble(parts)
+
+    def _assemble(self, parts: Mapping[str, object]) -> PipelineConfig:
+        return PipelineConfig.model_validate(
+            {
+                "name": self.name,
+                "source": config_of(parts[self.names.source]),
+                "destination": config_of(parts[self.names.destination]),
+                "store": config_of(parts[self.names.store]),
+                "replication": self.replication,
+            }
+        )

@@ -1,0 +1,104 @@
+"""The pipeline that one run holds open, shared by its ops."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+
+import dagster as dg
+
+from etl_dagster.errors import ErrorKind, EtlError, StateError
+from etl_dagster.model import Lsn, TableId, TableSchema
+from etl_dagster.orchestration.names import PIPELINE_TAG
+from etl_dagster.orchestration.parts import PipelineParts
+from etl_dagster.pipeline import Pipeline
+from etl_dagster.replication import Action, FanOut, LogReporter, Replicator, RunSummary, action_for
+
+# The run before may still be letting go.
+BUSY_SECONDS = 5.0
+
+
+class ReplicationSession:
+    """One pipeline and, from the first op that asks for it to the end of the run, its replicator.
+
+    The in-process executor makes one session per run, so the ops work on one replicator and the pipeline's fence is
+    held from the first op to the last. Under another executor every op would get a session of its own, which is slower
+    but right.
+    """
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline = pipeline
+        self.summary = RunSummary()
+        self._stack = ExitStack()
+        self._replicator: Replicator | None = None
+        self._busy = False
+
+    def replicator(self) -> Replicator | None:
+        """The run's replicator; None when another process runs the pipeline and so does this run's work."""
+        if self._replicator is None and not self._busy:
+            try:
+                self._replicator = self.open(BUSY_SECONDS)
+            except StateError as error:
+                if error.kind is not ErrorKind.PIPELINE_BUSY:
+                    raise
+                self._busy = True
+        return self._replicator
+
+    def open(self, wait_seconds: float) -> Replicator:
+        """Hold the pipeline from now to the end of the run.
+
+        Raises:
+            StateError: Of kind ``PIPELINE_BUSY`` when another process holds it for longer than ``wait_seconds``.
+        """
+        reporter = FanOut([LogReporter(), self.summary])
+        self._replicator = self._stack.enter_context(self.pipeline.replicator(reporter, wait_seconds=wait_seconds))
+        return self._replicator
+
+    def schemas(self) -> Mapping[TableId, TableSchema]:
+        """Schemas in use."""
+        return self.pipeline.tables() if self._replicator is None else self._replicator.schemas
+
+    def row_count(self, table: TableId) -> int | None:
+        """Rows of the live table, when the destination can tell them at once."""
+        return None if self._replicator is None else self._replicator.row_count(table)
+
+    def position(self) -> Lsn | None:
+        """Everything committed before it is at the destination."""
+        return self.pipeline.status().position if self._replicator is None else self._replicator.position
+
+    def close(self) -> None:
+        """Let go of the pipeline."""
+        with self._stack:
+            self._replicator = None
+        self.pipeline.close()
+
+
+def build_session(parts: PipelineParts) -> dg.ResourceDefinition:
+    """The session as a resource over the three parts."""
+
+    @dg.resource(required_resource_keys=parts.resource_keys, description=f"Pipeline {parts.name}, open for one run")
+    def session(context: dg.InitResourceContext) -> Iterator[ReplicationSession]:
+        opened = ReplicationSession(Pipeline(parts.config(context.resources)))
+        try:
+            yield opened
+        finally:
+            opened.close()
+
+    return session
+
+
+def enter_session(context: dg.OpExecutionContext, parts: PipelineParts) -> ReplicationSession:
+    """The run's session; marks the run as one that holds the pipeline, also when it was started by hand."""
+    if context.run.tags.get(PIPELINE_TAG) != parts.name:
+        context.instance.add_run_tags(context.run_id, {PIPELINE_TAG: parts.name})
+    session: ReplicationSession = getattr(context.resources, parts.names.session)
+    return session
+
+
+@contextmanager
+def errors_as_failures() -> Iterator[None]:
+    """Show an error with its kind and what to do; only what may go away by itself is worth a step's retry."""
+    try:
+        yield
+    except EtlError as error:
+        metadata = {"etl/error_kind": str(error.kind), "etl/hint": error.hint}
+        retry = action_for(error) is Action.RETRY
+        raise dg.Failure(description=str(error), metadata=metadata, allow_retries=retry) from error

@@ -1,0 +1,117 @@
+"""Table syncs: materializing one copies its table afresh, while the table changes and stays readable."""
+
+from collections.abc import Iterator, Sequence
+from time import monotonic
+
+import dagster as dg
+
+from etl_dagster.errors import ErrorKind, StateError
+from etl_dagster.model import TableId
+from etl_dagster.orchestration.live_assets import Tables
+from etl_dagster.orchestration.metadata import sync_metadata
+from etl_dagster.orchestration.parts import PipelineParts
+from etl_dagster.orchestration.reporting import RunReport, log_event
+from etl_dagster.orchestration.session import ReplicationSession, enter_session, errors_as_failures
+from etl_dagster.orchestration.translator import ReplicationTranslator
+from etl_dagster.store import TableRecord, TableState
+
+# How long a copy may be in the hands of another process before the run gives up waiting for it.
+PATIENCE_SECONDS = 3600.0
+# A micro-batch lets go of the pipeline when its budget is over; between looks we wait at its door.
+TURN_SECONDS = 2.0
+RETRIES = dg.RetryPolicy(max_retries=3, delay=10, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.FULL)
+_ENDS = (TableState.READY, TableState.QUARANTINED, TableState.REMOVED)
+
+
+def build_sync_assets(
+    parts: PipelineParts, translator: ReplicationTranslator, tables: Tables, patience_seconds: float = PATIENCE_SECONDS
+) -> dg.AssetsDefinition:
+    """One multi-asset over all tables, each key with partitions of its own; a backfill makes a run per partition."""
+    by_key = {translator.sync_key(table): table for table in tables}
+
+    @dg.multi_asset(
+        name=parts.names.sync,
+        specs=[translator.sync_spec(table, schema) for table, schema in tables.items()],
+        can_subset=True,
+        required_resource_keys={parts.names.session},
+        backfill_policy=dg.BackfillPolicy.multi_run(max_partitions_per_run=1),
+        retry_policy=RETRIES,
+        pool=parts.names.pool,
+    )
+    def sync_tables(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[None]]:
+        """Ask for fresh copies, and see them through."""
+        session = enter_session(context.op_execution_context, parts)
+        wanted = sorted(by_key[key] for key in context.selected_asset_keys)
+        with errors_as_failures():
+            if context.retry_number == 0:  # a retry goes on with the copy that was begun
+                _request(session, wanted)
+            finish_copies(session, wanted, patience_seconds)
+            _report_bystanders(context, session, translator)
+            for table in wanted:
+                yield _result(session, translator, table)
+
+    return sync_tables
+
+
+def _request(session: ReplicationSession, tables: Sequence[TableId]) -> None:
+    for table in tables:
+        if session.pipeline.record(table) is not None:  # one that never ran is copied anyway
+            session.pipeline.request_resync(table)
+
+
+def finish_copies(session: ReplicationSession, tables: Sequence[TableId], patience_seconds: float) -> None:
+    """Copy the tables, or wait while another process that holds the pipeline does."""
+    deadline = monotonic() + patience_seconds
+    while not _done(session, tables):
+        try:
+            replicator = session.open(TURN_SECONDS)
+        except StateError as error:
+            if error.kind is not ErrorKind.PIPELINE_BUSY:
+                raise
+            if monotonic() >= deadline:
+                raise dg.Failure(_patience_over(patience_seconds), allow_retries=False) from error
+        else:
+            replicator.sync()
+            return
+
+
+def _done(session: ReplicationSession, tables: Sequence[TableId]) -> bool:
+    records = map(session.pipeline.record, tables)
+    return all(record is not None and record.state in _ENDS for record in records)
+
+
+def _patience_over(seconds: float) -> str:
+    return (
+        f"Another process has held the pipeline for {seconds:.0f} s without finishing the copy — it goes on with it; "
+        "look at its log, or stop it and run this again"
+    )
+
+
+def _report_bystanders(
+    context: dg.AssetExecutionContext, session: ReplicationSession, translator: ReplicationTranslator
+) -> None:
+    """The live tables were brought up to date on the way."""
+    if (replicator := session.replicator()) is None:
+        return
+    report = RunReport(translator, session, replicator)
+    for table in report.changed():
+        log_event(context.op_execution_context, report.live_event(table))
+    for event in report.pipeline_events():
+        log_event(context.op_execution_context, event)
+
+
+def _result(
+    session: ReplicationSession, translator: ReplicationTranslator, table: TableId
+) -> dg.MaterializeResult[None]:
+    record = session.pipeline.record(table)
+    if record is None or record.state is not TableState.READY:
+        raise dg.Failure(_not_copied(table, record), allow_retries=False)
+    seconds = (record.updated_at - session.summary.started_at).total_seconds()
+    metadata = sync_metadata(record.rows, session.schemas().get(table), session.position(), seconds)
+    return dg.MaterializeResult(asset_key=translator.sync_key(table), metadata=metadata)
+
+
+def _not_copied(table: TableId, record: TableRecord | None) -> str:
+    if record is None:
+        return f"{table} is unknown to the pipeline — reload the code location"
+    return f"{table} is {record.state}: {record.reason} — {record.hint}"
