@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict
 class FrozenModel(BaseModel):
     """Immutable, and refuses fields that it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # A refused value may hold a password, so messages do not show it.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class TableId(NamedTuple):
@@ -52,6 +53,7 @@ class PgType(FrozenModel):
         typmod: Type modifier in force (of the innermost domain that sets one), -1 when there is none.
         kind: Class of the resolved type.
         element: Resolved element type of an array.
+        declared_oid: OID of the type as declared, which the stream's relation messages carry: that of the domain.
     """
 
     oid: int
@@ -59,6 +61,7 @@ class PgType(FrozenModel):
     typmod: int = -1
     kind: TypeKind = TypeKind.BASE
     element: PgType | None = None
+    declared_oid: int = 0
 
 
 class Column(FrozenModel):

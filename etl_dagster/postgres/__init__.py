@@ -1,0 +1,30 @@
+"""The source: a PostgreSQL database read through psycopg 3."""
+
+from etl_dagster.postgres.compare import Difference, compare_table
+from etl_dagster.postgres.config import (
+    PostgresConfig,
+    PublicationConfig,
+    SlotConfig,
+    SourceConfig,
+    TablePattern,
+    TlsConfig,
+    TlsMode,
+)
+from etl_dagster.postgres.doctor import CheckResult, check
+from etl_dagster.postgres.source import PostgresSource, SourceIdentity
+
+__all__ = [
+    "CheckResult",
+    "Difference",
+    "PostgresConfig",
+    "PostgresSource",
+    "PublicationConfig",
+    "SlotConfig",
+    "SourceConfig",
+    "SourceIdentity",
+    "TablePattern",
+    "TlsConfig",
+    "TlsMode",
+    "check",
+    "compare_table",
+]

@@ -1,0 +1,218 @@
+"""Copying a table: ranges of heap blocks, each read under a snapshot of its own, and rows read by key."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+
+import pyarrow as pa
+from psycopg import sql
+
+from etl_dagster.arrow.decode import decode_column
+from etl_dagster.arrow.types import arrow_schema, has_binary_decoder
+from etl_dagster.errors import TableError
+from etl_dagster.model import Column, Lsn, TableSchema
+from etl_dagster.pgwire import Frames, split_copy_rows
+from etl_dagster.postgres.copy_out import CopyOut
+from etl_dagster.postgres.sessions import Connection, fetch_one
+from etl_dagster.postgres.text import to_text
+
+# Keys of one COPY statement: the parser's time grows with the text, and a round trip costs little.
+KEYS_PER_STATEMENT = 5000
+
+_RELATIONS = """
+SELECT c.oid, coalesce(pg_relation_filenode(c.oid), 0), pg_relation_size(c.oid) / current_setting('block_size')::int,
+       CASE WHEN c.relpages > 0 AND c.reltuples > 0 THEN c.reltuples / c.relpages ELSE 0 END
+FROM pg_class c
+WHERE c.relkind = 'r' AND (c.oid = %(table)s OR c.oid IN (SELECT relid FROM pg_partition_tree(%(table)s) WHERE isleaf))
+"""
+_BLOCK_SIZE = "SELECT current_setting('block_size')::int"
+# A statement's snapshot is taken before anything in it runs, so the position is not before what the snapshot sees.
+_SNAPSHOT = """
+SELECT pg_current_snapshot()::text, clock_timestamp(),
+       CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END - '0/0'::pg_lsn
+"""
+_NAME = """
+SELECT n.nspname, c.relname, c.relkind = 'p'
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = %s
+"""
+
+StartCopy = Callable[[sql.Composable], CopyOut]
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkPlan:
+    """One range of heap blocks of one relation; the last one of a relation has no end."""
+
+    relation: int
+    filenode: int
+    first_block: int
+    last_block: int | None
+    rows: int
+
+
+def plan_chunks(connection: Connection, table: TableSchema, chunk_bytes: int) -> list[ChunkPlan]:
+    """Ranges that together cover the table, largest first."""
+    step = max(1, chunk_bytes // fetch_one(connection, _BLOCK_SIZE)[0])
+    relations = connection.execute(_RELATIONS, {"table": table.oid}).fetchall()
+    plans = [
+        (min(step, blocks - plan.first_block), plan)
+        for oid, filenode, blocks, density in relations
+        for plan in _ranges((oid, filenode), blocks, density, step)
+    ]
+    return [plan for _, plan in sorted(plans, key=lambda sized: sized[0], reverse=True)]
+
+
+def _ranges(file: tuple[int, int], blocks: int, density: float, step: int) -> Iterator[ChunkPlan]:
+    starts = range(0, max(1, blocks), step)
+    for first in starts:
+        last = first + step if first != starts[-1] else None
+        yield ChunkPlan(*file, first, last, round(density * (min(first + step, blocks) - first)))
+
+
+class ChunkReader:
+    """The rows of some statements under one snapshot, and when and where it was taken; iterate once."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        table: TableSchema,
+        statements: Sequence[sql.Composable],
+        start: StartCopy,
+        relation: int | None = None,
+    ) -> None:
+        self._connection = connection
+        self._relation = relation
+        snapshot, taken_at, seen_lsn = fetch_one(connection, _SNAPSHOT)
+        self.snapshot: str = snapshot
+        self.taken_at: datetime = taken_at
+        self.seen_lsn = Lsn(seen_lsn)
+        self._batches = _read(table, statements, start)
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        return self._batches
+
+    @property
+    def filenode(self) -> int:
+        """File that was read, 0 for rows read by key; asked for while the lock of the read still keeps it as it is."""
+        if self._relation is None:
+            return 0
+        found = fetch_one(self._connection, "SELECT coalesce(pg_relation_filenode(%s::oid), 0)", [self._relation])
+        return int(found[0])
+
+    def close(self) -> None:
+        """Stop reading."""
+        self._batches.close()
+
+
+def _read(
+    table: TableSchema, statements: Sequence[sql.Composable], start: StartCopy
+) -> Generator[pa.RecordBatch, None, None]:
+    schema = arrow_schema(table)
+    for statement in statements:
+        with start(statement) as frames:
+            for block in frames:
+                yield _decode(block, table, schema)
+
+
+def _decode(frames: Frames, table: TableSchema, schema: pa.Schema) -> pa.RecordBatch:
+    fields = split_copy_rows(frames, len(table.columns))
+    arrays = [
+        decode_column(column.type, values, text=not has_binary_decoder(column.type), column=column.name)
+        for column, values in zip(table.columns, fields, strict=True)
+    ]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+@contextmanager
+def read_chunk(
+    connection: Connection,
+    table: TableSchema,
+    relation: int,
+    blocks: tuple[int, int | None],
+    start: StartCopy,
+) -> Iterator[ChunkReader]:
+    """Read one range of blocks of the table or of one of its leaf partitions."""
+    with _snapshot(connection):
+        name, _ = _relation_name(connection, table, relation)
+        statement = _copy(table, sql.SQL("ONLY {}").format(name), _block_range(*blocks))
+        with closing(ChunkReader(connection, table, [statement], start, relation)) as reader:
+            yield reader
+
+
+@contextmanager
+def read_keys(connection: Connection, table: TableSchema, keys: pa.Table, start: StartCopy) -> Iterator[ChunkReader]:
+    """Read the rows with these keys, all under one snapshot."""
+    with _snapshot(connection):
+        name, is_partitioned = _relation_name(connection, table, table.oid)
+        relation = name if is_partitioned else sql.SQL("ONLY {}").format(name)
+        statements = [_copy(table, relation, condition) for condition in _key_conditions(table, keys)]
+        with closing(ChunkReader(connection, table, statements, start)) as reader:
+            yield reader
+
+
+@contextmanager
+def _snapshot(connection: Connection) -> Iterator[None]:
+    connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+    yield
+    if not connection.closed:
+        connection.execute("COMMIT")
+
+
+def _relation_name(connection: Connection, table: TableSchema, relation: int) -> tuple[sql.Composable, bool]:
+    row = connection.execute(_NAME, [relation]).fetchone()
+    if row is None:
+        raise TableError(
+            f"table {table.id} or a partition of it no longer exists", hint="Copy it again", table=str(table.id)
+        )
+    return sql.Identifier(str(row[0]), str(row[1])), bool(row[2])
+
+
+def _copy(table: TableSchema, relation: sql.Composable, condition: sql.Composable) -> sql.Composed:
+    conditions = [condition]
+    if table.row_filter is not None:
+        conditions.append(sql.SQL("({})").format(sql.SQL(table.row_filter)))
+    return sql.SQL("COPY (SELECT {} FROM {} AS t WHERE {}) TO STDOUT (FORMAT binary)").format(
+        sql.SQL(", ").join(map(select_expression, table.columns)), relation, sql.SQL(" AND ").join(conditions)
+    )
+
+
+def select_expression(column: Column) -> sql.Composable:
+    """The column, or its text where we do not read its binary form."""
+    name = sql.Identifier("t", column.name)
+    return name if has_binary_decoder(column.type) else as_text(name)
+
+
+def as_text(value: sql.Composable) -> sql.Composed:
+    """The text that the type's output function gives, as the stream has it: casts of inet or char(n) differ from it."""
+    return sql.SQL("CASE WHEN {0} IS DISTINCT FROM NULL THEN concat({0}) END").format(value)
+
+
+def _block_range(first: int, last: int | None) -> sql.Composable:
+    conditions: list[sql.Composable] = [sql.SQL("ctid >= {}::tid").format(sql.Literal(f"({first},0)"))]
+    if last is not None:
+        conditions.append(sql.SQL("ctid < {}::tid").format(sql.Literal(f"({last},0)")))
+    return sql.SQL(" AND ").join(conditions)
+
+
+def _key_conditions(table: TableSchema, keys: pa.Table) -> Iterator[sql.Composable]:
+    texts = [to_text(keys.column(place).combine_chunks()) for place in range(len(table.key))]
+    for first in range(0, keys.num_rows, KEYS_PER_STATEMENT):
+        values = [text.slice(first, KEYS_PER_STATEMENT).to_pylist() for text in texts]
+        yield _key_condition(table.key, values)
+
+
+def _key_condition(key: Sequence[Column], values: Sequence[list[str]]) -> sql.Composed:
+    # COPY takes no parameters, so the keys are literals.
+    places = [sql.Identifier(f"k{place}") for place in range(len(key))]
+    return sql.SQL("({}) IN (SELECT {} FROM unnest({}) AS k({}))").format(
+        sql.SQL(", ").join(sql.Identifier("t", column.name) for column in key),
+        sql.SQL(", ").join(
+            sql.SQL("{}::{}").format(place, sql.SQL(column.type.name))
+            for place, column in zip(places, key, strict=True)
+        ),
+        sql.SQL(", ").join(sql.SQL("{}::text[]").format(sql.Literal(texts)) for texts in values),
+        sql.SQL(", ").join(places),
+    )

@@ -1,0 +1,252 @@
+"""What the user says of the source: how to connect, what to publish, which slot."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from psycopg import ProgrammingError
+from psycopg.conninfo import conninfo_to_dict
+from pydantic import Field, SecretStr, StringConstraints, field_validator, model_validator
+
+from etl_dagster.model import FrozenModel, TableId
+
+APPLICATION_NAME = "etl-dagster"
+CONNECT_TIMEOUT_SECONDS = 10
+# A dead peer is noticed within about a minute: idle + interval * count.
+KEEPALIVES_IDLE_SECONDS = 30
+KEEPALIVES_INTERVAL_SECONDS = 10
+KEEPALIVES_COUNT = 3
+# Ordinary queries read catalogues: one that runs longer is stuck, and must not hold a run for ever.
+STATEMENT_TIMEOUT_MS = 60_000
+# ALTER PUBLICATION queues behind long transactions, and writers queue behind it.
+LOCK_TIMEOUT_MS = 10_000
+
+_SECRET_FIELDS = ("dsn", "password")
+
+SlotName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]{1,63}$")]
+Identifier = Annotated[str, StringConstraints(min_length=1)]
+
+
+class TlsMode(StrEnum):
+    """libpq's ``sslmode``, without ``allow``, which promises nothing."""
+
+    DISABLE = "disable"
+    PREFER = "prefer"
+    REQUIRE = "require"
+    VERIFY_CA = "verify-ca"
+    VERIFY_FULL = "verify-full"
+
+
+class TlsConfig(FrozenModel):
+    """Encryption of the connection and proof of who is at its other end."""
+
+    mode: TlsMode = TlsMode.PREFER
+    root_cert: Path | None = Field(None, description="Certificates of the authorities to trust")
+    cert: Path | None = Field(None, description="Client certificate")
+    key: Path | None = Field(None, description="Private key of the client certificate")
+
+    @model_validator(mode="after")
+    def _cert_and_key_go_together(self) -> Self:
+        if (self.cert is None) != (self.key is None):
+            raise ValueError("cert and key go together: give both or neither")
+        return self
+
+    def parameters(self) -> dict[str, str]:
+        """As libpq's connection parameters."""
+        files = {"sslrootcert": self.root_cert, "sslcert": self.cert, "sslkey": self.key}
+        return {"sslmode": self.mode.value} | {name: str(path) for name, path in files.items() if path}
+
+
+class PostgresConfig(FrozenModel):
+    """How to reach one database: a DSN, or fields; fields given beside a DSN are refused."""
+
+    dsn: SecretStr | None = Field(None, description="postgresql://user:password@host:port/database")
+    host: str | None = None
+    port: int | None = Field(None, ge=1, le=65535)
+    database: str | None = None
+    user: str | None = None
+    password: SecretStr | None = None
+    tls: TlsConfig | None = None
+    application_name: str = Field(APPLICATION_NAME, max_length=63)
+    connect_timeout_seconds: int = Field(CONNECT_TIMEOUT_SECONDS, ge=2, le=600)
+    keepalives_idle_seconds: int = Field(KEEPALIVES_IDLE_SECONDS, ge=1)
+    keepalives_interval_seconds: int = Field(KEEPALIVES_INTERVAL_SECONDS, ge=1)
+    keepalives_count: int = Field(KEEPALIVES_COUNT, ge=1)
+    statement_timeout_ms: int = Field(STATEMENT_TIMEOUT_MS, ge=0, description="For ordinary queries; 0 is none")
+    lock_timeout_ms: int = Field(LOCK_TIMEOUT_MS, ge=0, description="For ordinary queries; 0 is none")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _wrap_secrets(cls, data: Any) -> Any:
+        # What is refused is kept in the error's details; wrapped, it is kept unreadable.
+        if not isinstance(data, dict):
+            return data
+        return {
+            name: SecretStr(value) if name in _SECRET_FIELDS and isinstance(value, str) else value
+            for name, value in data.items()
+        }
+
+    @field_validator("dsn")
+    @classmethod
+    def _dsn_is_readable(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None:
+            return None
+        try:
+            conninfo_to_dict(value.get_secret_value())
+        except ProgrammingError:  # libpq's message may quote the password
+            raise ValueError("not a connection string; write postgresql://user:password@host:port/database") from None
+        return value
+
+    @model_validator(mode="after")
+    def _one_way_to_say_it(self) -> Self:
+        fields = {"host": self.host, "port": self.port, "database": self.database, "user": self.user}
+        given = [name for name, value in (fields | {"password": self.password}).items() if value is not None]
+        if self.dsn is not None and given:
+            raise ValueError(f"give either dsn or fields, not both (found dsn and {', '.join(given)})")
+        if self.dsn is None and self.host is None:
+            raise ValueError("give dsn or host: without them the server is unknown")
+        return self
+
+    def parameters(self) -> dict[str, str]:
+        """As libpq's connection parameters, secrets in clear: never print them."""
+        given = self._dsn_parameters() if self.dsn else self._field_parameters()
+        defaults = {
+            "application_name": self.application_name,
+            "connect_timeout": str(self.connect_timeout_seconds),
+            "keepalives_idle": str(self.keepalives_idle_seconds),
+            "keepalives_interval": str(self.keepalives_interval_seconds),
+            "keepalives_count": str(self.keepalives_count),
+            # Encryption by GSS would hide the socket's bytes from us; who wants it says so in the DSN.
+            "gssencmode": "disable",
+        }
+        tls = self.tls.parameters() if self.tls else {}
+        return defaults | given | tls | {"client_encoding": "UTF8"}
+
+    def secrets(self) -> tuple[str, ...]:
+        """What must never appear in a message."""
+        parameters = self.parameters()
+        return tuple(parameters[name] for name in ("password", "sslpassword") if parameters.get(name))
+
+    def where(self) -> str:
+        """The server, database and user, for messages."""
+        found = self.parameters()
+        host, port = found.get("host") or found.get("hostaddr", "localhost"), found.get("port", "5432")
+        user = f"{found['user']}@" if "user" in found else ""
+        return f"{user}{host}:{port}/{found.get('dbname', '')}"
+
+    def _dsn_parameters(self) -> dict[str, str]:
+        assert self.dsn is not None
+        return {name: str(value) for name, value in conninfo_to_dict(self.dsn.get_secret_value()).items()}
+
+    def _field_parameters(self) -> dict[str, str]:
+        fields = {"host": self.host, "port": self.port, "dbname": self.database, "user": self.user}
+        if self.password is not None:
+            fields["password"] = self.password.get_secret_value()
+        return {name: str(value) for name, value in fields.items() if value is not None}
+
+
+class TablePattern(FrozenModel):
+    """One entry of a table list, taken apart: each part is matched literally but for ``*``.
+
+    A part in double quotes is wholly literal, dots and stars included. Case counts: nothing is folded.
+    """
+
+    schema_glob: str
+    table_glob: str
+    exact: TableId | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> TablePattern:
+        """Read ``schema.table``; the schema is ``public`` when it is left out."""
+        parts = _PARTS.fullmatch(text)
+        if parts is None:
+            raise ValueError(f'{text!r} is not a table: write schema.table, schema.* or "Odd.schema"."Table name"')
+        schema, table = parts["schema"] or "public", parts["table"]
+        exact = None if _is_glob(schema) or _is_glob(table) else TableId(_literal(schema), _literal(table))
+        return cls(schema_glob=_glob(schema), table_glob=_glob(table), exact=exact)
+
+    def matches(self, table: TableId) -> bool:
+        """Whether the pattern names this table."""
+        return fnmatch.fnmatchcase(table.schema, self.schema_glob) and fnmatch.fnmatchcase(table.name, self.table_glob)
+
+
+_PART = r'"(?:[^"]|"")+"|[^".]+'
+_PARTS = re.compile(rf"(?:(?P<schema>{_PART})\.)?(?P<table>{_PART})")
+
+
+def _is_glob(part: str) -> bool:
+    return not part.startswith('"') and "*" in part
+
+
+def _literal(part: str) -> str:
+    return part[1:-1].replace('""', '"') if part.startswith('"') else part
+
+
+def _glob(part: str) -> str:
+    """As an fnmatch pattern in which only an unquoted ``*`` is special."""
+    if part.startswith('"'):
+        return re.sub(r"([*?\[])", r"[\1]", _literal(part))
+    return re.sub(r"([?\[])", r"[\1]", part)
+
+
+class PublicationConfig(FrozenModel):
+    """Which tables are replicated.
+
+    With ``create`` the publication is made, and later tables added or dropped, to match; a publication that
+    somebody else made is used as it is. Without it the publication has to exist.
+    """
+
+    name: Identifier = "etl_dagster"
+    create: bool = True
+    tables: tuple[str, ...] = Field((), description='schema.table, with * as wildcard; "quoted" parts are literal')
+    schemas: tuple[Identifier, ...] = Field((), description="All tables of these schemas")
+    all_tables: bool = False
+    exclude: tuple[str, ...] = Field((), description="Tables to leave out, written like tables")
+
+    @field_validator("tables", "exclude")
+    @classmethod
+    def _patterns_are_readable(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            TablePattern.parse(text)
+        return value
+
+    @property
+    def names_tables(self) -> bool:
+        """Whether the config says which tables to publish."""
+        return bool(self.tables or self.schemas or self.all_tables)
+
+    def included(self) -> tuple[TablePattern, ...]:
+        """Patterns of what is asked for."""
+        everything = (TablePattern(schema_glob="*", table_glob="*"),) if self.all_tables else ()
+        schemas = (TablePattern(schema_glob=re.sub(r"([*?\[])", r"[\1]", s), table_glob="*") for s in self.schemas)
+        return (*everything, *schemas, *(TablePattern.parse(text) for text in self.tables))
+
+    def excluded(self) -> tuple[TablePattern, ...]:
+        """Patterns of what is left out."""
+        return tuple(TablePattern.parse(text) for text in self.exclude)
+
+    def wants(self, table: TableId) -> bool:
+        """Whether the table is asked for and not left out."""
+        return _any_matches(self.included(), table) and not _any_matches(self.excluded(), table)
+
+
+def _any_matches(patterns: tuple[TablePattern, ...], table: TableId) -> bool:
+    return any(pattern.matches(table) for pattern in patterns)
+
+
+class SlotConfig(FrozenModel):
+    """The logical replication slot, which remembers how far the source has been read."""
+
+    name: SlotName = "etl_dagster"
+
+
+class SourceConfig(FrozenModel):
+    """A Postgres source: connection, publication and slot."""
+
+    connection: PostgresConfig
+    publication: PublicationConfig = PublicationConfig()
+    slot: SlotConfig = SlotConfig()

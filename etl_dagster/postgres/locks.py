@@ -1,0 +1,91 @@
+"""Locks: who writes to a table (a copy's barrier), and who runs the pipeline (its fence)."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from etl_dagster.errors import ErrorKind, StateError
+from etl_dagster.model import TableId, TableSchema
+from etl_dagster.postgres.sessions import Connection, fetch_one
+
+# Held by those who write rows, and by DDL that rewrites them. Not ShareUpdateExclusiveLock: that is vacuum.
+WRITE_MODES = ("RowExclusiveLock", "ShareRowExclusiveLock", "ExclusiveLock", "AccessExclusiveLock")
+
+# A prepared transaction keeps its locks without a process; its dummy virtual transaction is -1/xid.
+_WRITERS = """
+WITH wanted AS (
+    SELECT root, coalesce(part.relid, root) AS relation
+    FROM unnest(%(tables)s::oid[]) root LEFT JOIN LATERAL pg_partition_tree(root) part ON true
+)
+SELECT DISTINCT l.virtualtransaction, w.root, l.pid,
+       coalesce(a.application_name, 'prepared ' || quote_literal(x.gid), ''),
+       coalesce(a.xact_start, x.prepared)
+FROM pg_locks l JOIN wanted w ON w.relation = l.relation
+LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+LEFT JOIN pg_prepared_xacts x ON l.pid IS NULL AND l.virtualtransaction = '-1/' || x.transaction
+WHERE l.locktype = 'relation' AND l.granted AND l.mode = ANY(%(modes)s)
+  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+  AND l.pid IS DISTINCT FROM pg_backend_pid()
+ORDER BY 5
+"""
+
+_FENCE_CLASS = zlib.crc32(b"etl-dagster") - (1 << 31)
+_HOLDER = """
+SELECT l.pid, a.application_name FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2
+  AND l.classid::bigint = %s::bigint & 4294967295 AND l.objid::bigint = %s::bigint & 4294967295
+  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """A transaction that holds a write lock on a table; ``pid`` is None for a prepared one."""
+
+    virtual_transaction: str
+    table: TableId
+    pid: int | None
+    application: str
+    since: datetime | None
+
+
+def writers(connection: Connection, tables: Sequence[TableSchema]) -> list[Writer]:
+    """Who holds a write lock on any of the tables or their partitions, oldest first."""
+    names = {table.oid: table.id for table in tables}
+    rows = connection.execute(_WRITERS, {"tables": list(names), "modes": list(WRITE_MODES)}).fetchall()
+    return [Writer(str(vxid), names[root], pid, str(application), at) for vxid, root, pid, application, at in rows]
+
+
+def take_fence(connection: Connection, name: str) -> None:
+    """Take the session's advisory lock of the slot's name; it ends with the session.
+
+    Raises:
+        StateError: Another session holds it.
+    """
+    key = zlib.crc32(name.encode()) - (1 << 31)
+    (taken,) = fetch_one(connection, "SELECT pg_try_advisory_lock(%s::int, %s::int)", [_FENCE_CLASS, key])
+    if not taken:
+        holder = connection.execute(_HOLDER, [_FENCE_CLASS, key]).fetchone()
+        raise StateError(
+            f"another process runs the pipeline of slot {name}: {_told(holder)}",
+            kind=ErrorKind.PIPELINE_BUSY,
+            hint="Wait for it to end, or stop it",
+        )
+
+
+def fence_lost(name: str) -> StateError:
+    """The error of a pipeline whose lock ended with its connection."""
+    return StateError(
+        f"the connection that held the lock of the pipeline of slot {name} is gone; another process may run it now",
+        kind=ErrorKind.PIPELINE_BUSY,
+        hint="Start again; nothing is lost",
+    )
+
+
+def _told(holder: tuple[object, ...] | None) -> str:
+    if holder is None:
+        return "it has just ended"
+    return f"server process {holder[0]} of {holder[1] or 'an unnamed application'}"

@@ -1,0 +1,147 @@
+"""The logical replication slot: created, looked at, moved, dropped."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import psycopg
+
+from etl_dagster.errors import ErrorKind, SlotError
+from etl_dagster.model import Lsn
+from etl_dagster.postgres.sessions import Connection, fetch_one
+
+PLUGIN = "pgoutput"
+_POLL_SECONDS = 0.1
+_CONFLICTS_SINCE = 160000
+_INVALIDATION_SINCE = 170000
+
+_STATUS = """
+SELECT slot_name, active_pid, confirmed_flush_lsn - '0/0'::pg_lsn, restart_lsn - '0/0'::pg_lsn,
+       coalesce(wal_status = 'lost', false) OR restart_lsn IS NULL OR {invalid},
+       coalesce({position} - restart_lsn, 0), plugin, database, database = current_database()
+FROM pg_replication_slots WHERE slot_name = %(name)s
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class SlotStatus:
+    """What the server says of the slot."""
+
+    name: str
+    active_pid: int | None
+    confirmed: Lsn
+    restart: Lsn
+    lost: bool
+    retained_bytes: int
+
+
+def read_slot(connection: Connection, name: str) -> SlotStatus | None:
+    """The slot, or None when there is none.
+
+    Raises:
+        SlotError: A slot of that name exists that is not ours to read.
+    """
+    row = connection.execute(_status_query(connection), {"name": name}).fetchone()
+    if row is None:
+        return None
+    _, pid, confirmed, restart, lost, retained, plugin, database, is_here = row
+    if plugin != PLUGIN or not is_here:
+        raise SlotError(
+            f"slot {name} exists with plugin {plugin or 'none (physical)'} in database {database or 'none'}",
+            kind=ErrorKind.SOURCE_SETTINGS,
+            hint="Choose another name under source.slot",
+        )
+    return SlotStatus(name, pid, Lsn(confirmed or 0), Lsn(restart or 0), lost, max(0, int(retained)))
+
+
+def create_slot(connection: Connection, name: str) -> Lsn:
+    """Make the slot; waits for the transactions that run now. Returns where it starts."""
+    try:
+        row = fetch_one(
+            connection, "SELECT lsn - '0/0'::pg_lsn FROM pg_create_logical_replication_slot(%s, %s)", [name, PLUGIN]
+        )
+    except psycopg.errors.DuplicateObject as error:
+        raise SlotError(
+            f"slot {name} exists already",
+            kind=ErrorKind.SOURCE_SETTINGS,
+            hint=f"Choose another name under source.slot, or drop it: SELECT pg_drop_replication_slot('{name}')",
+        ) from error
+    return Lsn(row[0])
+
+
+def advance_slot(connection: Connection, name: str, position: Lsn) -> None:
+    """Move the slot's confirmed position forward; never back, and not at all when it is there already.
+
+    Raises:
+        SlotError: The slot is missing, lost or busy.
+    """
+    status = require_slot(connection, name)
+    if position <= status.confirmed:
+        return
+    connection.execute("SELECT pg_replication_slot_advance(%s, %s::pg_lsn)", [name, str(position)])
+
+
+def drop_slot(connection: Connection, name: str) -> None:
+    """Drop the slot; one that is gone already is as good."""
+    try:
+        connection.execute("SELECT pg_drop_replication_slot(%s)", [name])
+    except psycopg.errors.UndefinedObject:
+        return
+
+
+def require_slot(connection: Connection, name: str) -> SlotStatus:
+    """The slot, which has to be there with its WAL."""
+    status = read_slot(connection, name)
+    if status is None:
+        raise SlotError(
+            f"slot {name} does not exist",
+            hint="If it was dropped, changes since then are lost: create it again and copy its tables afresh",
+        )
+    if status.lost:
+        raise SlotError(
+            f"slot {name} has lost WAL that it needs",
+            hint=f"Run SELECT pg_drop_replication_slot('{name}') and copy its tables afresh; raise "
+            "max_slot_wal_keep_size so that it does not happen again",
+        )
+    return status
+
+
+def wait_until_free(connection: Connection, name: str, timeout: float) -> None:
+    """Return once nobody holds the slot.
+
+    Raises:
+        SlotError: It is missing, lost, or still busy when the time is over.
+    """
+    deadline = time.monotonic() + timeout
+    while require_slot(connection, name).active_pid is not None:
+        if time.monotonic() >= deadline:
+            raise busy(connection, name)
+        time.sleep(_POLL_SECONDS)
+
+
+def busy(connection: Connection, name: str) -> SlotError:
+    """The error of a slot that another client holds."""
+    row = connection.execute(
+        "SELECT s.active_pid, a.application_name FROM pg_replication_slots s LEFT JOIN pg_stat_activity a "
+        "ON a.pid = s.active_pid WHERE s.slot_name = %s",
+        [name],
+    ).fetchone()
+    if row is None or row[0] is None:
+        who, hint = "another process, which has just ended", "Try again"
+    else:
+        who = f"server process {row[0]} ({row[1] or 'an unnamed application'})"
+        hint = f"Stop that client, or end it: SELECT pg_terminate_backend({row[0]})"
+    return SlotError(f"slot {name} is in use by {who}", kind=ErrorKind.SLOT_BUSY, hint=hint)
+
+
+def _status_query(connection: Connection) -> str:
+    version = connection.info.server_version
+    invalid = "false"
+    if version >= _INVALIDATION_SINCE:
+        invalid = "invalidation_reason IS NOT NULL"
+    elif version >= _CONFLICTS_SINCE:
+        invalid = "coalesce(conflicting, false)"
+    # pg_current_wal_flush_lsn() fails on a standby, so it may not even be planned as a constant there.
+    position = "(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END)"
+    return _STATUS.format(invalid=invalid, position=position)

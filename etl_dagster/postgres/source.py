@@ -1,0 +1,199 @@
+"""`PostgresSource`: all that the engine needs of a source, over one set of connections."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import pyarrow as pa
+from psycopg import sql
+
+from etl_dagster.errors import ErrorKind, SlotError
+from etl_dagster.model import Lsn, TableId, TableSchema
+from etl_dagster.postgres import catalog, chunks, locks, publication, slots
+from etl_dagster.postgres.config import SourceConfig
+from etl_dagster.postgres.copy_out import CopyOut
+from etl_dagster.postgres.sessions import Connection, Purpose, Sessions, abandon, fetch_one, is_cut_off
+from etl_dagster.postgres.windows import Window
+
+_IDENTITY = """
+SELECT (SELECT system_identifier::text FROM pg_control_system()), current_setting('server_version_num')::int,
+       pg_is_in_recovery()
+"""
+_POSITION = """
+SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END - '0/0'::pg_lsn
+"""
+# A commit that has written WAL flushes all WAL before it; a transactional message is the least that writes some.
+_FLUSH = """
+SELECT set_config('synchronous_commit', 'local', true), pg_logical_emit_message(true, 'etl-dagster', '')
+WHERE NOT pg_is_in_recovery()
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceIdentity:
+    """Which server this is."""
+
+    system_id: str
+    version: int
+    in_recovery: bool
+
+
+class PostgresSource:
+    """A Postgres database, its publication and its slot; implements `etl_dagster.replication.ports.Source`.
+
+    Opens connections when it needs them, reopens what broke, and may be used from any thread.
+
+    Args:
+        through_libpq: Read every COPY through libpq, as over TLS.
+    """
+
+    def __init__(self, config: SourceConfig, *, through_libpq: bool = False) -> None:
+        self.config = config
+        self._sessions = Sessions(config.connection)
+        self._through_libpq = through_libpq
+        self._fence: Connection | None = None
+
+    def identify(self) -> SourceIdentity:
+        with self._sessions.ordinary("cannot identify the server") as connection:
+            system_id, version, in_recovery = fetch_one(connection, _IDENTITY)
+        return SourceIdentity(system_id, version, in_recovery)
+
+    def close(self) -> None:
+        self._sessions.close()
+
+    @contextmanager
+    def fence(self) -> Iterator[None]:
+        with self._sessions.lend(Purpose.FENCE, "cannot take the pipeline's lock") as connection:
+            locks.take_fence(connection, self._slot)
+            self._fence = connection
+            try:
+                yield
+            finally:
+                self._fence = None
+                abandon(connection)  # the lock ends with its session
+
+    def check_fence(self) -> None:
+        """Raise when the fence that is held has been lost with its connection.
+
+        Raises:
+            StateError: Another process may run the pipeline by now.
+        """
+        fence = self._fence
+        if fence is not None and is_cut_off(fence):
+            raise locks.fence_lost(self._slot)
+
+    def current_position(self) -> Lsn:
+        with self._sessions.ordinary("cannot read the WAL position") as connection:
+            return Lsn(fetch_one(connection, _POSITION)[0])
+
+    def flush_wal(self) -> None:
+        with self._sessions.ordinary("cannot flush the WAL") as connection, connection.transaction():
+            connection.execute(_FLUSH)
+
+    def prepare_publication(self) -> None:
+        with self._sessions.ordinary(f"cannot prepare publication {self._publication}") as connection:
+            publication.prepare(connection, self.config.publication)
+
+    def tables(self) -> dict[TableId, TableSchema]:
+        with self._sessions.ordinary(f"cannot read the tables of publication {self._publication}") as connection:
+            return catalog.published_tables(connection, self._publication)
+
+    def slot(self) -> slots.SlotStatus | None:
+        with self._sessions.ordinary(f"cannot inspect slot {self._slot}") as connection:
+            return slots.read_slot(connection, self._slot)
+
+    def create_slot(self) -> Lsn:
+        self.check_fence()
+        with self._slot_session(f"cannot create slot {self._slot}") as connection:
+            return slots.create_slot(connection, self._slot)
+
+    def advance_slot(self, position: Lsn) -> None:
+        self.check_fence()
+        with self._slot_session(f"cannot advance slot {self._slot}") as connection:
+            slots.advance_slot(connection, self._slot, position)
+
+    def drop_slot(self) -> None:
+        with self._slot_session(f"cannot drop slot {self._slot}") as connection:
+            slots.drop_slot(connection, self._slot)
+
+    def wait_until_free(self, timeout: float) -> None:
+        """Return once no client holds the slot.
+
+        Raises:
+            SlotError: The slot is missing or lost, or still busy after ``timeout`` seconds.
+        """
+        with self._slot_session(f"cannot inspect slot {self._slot}") as connection:
+            slots.wait_until_free(connection, self._slot, timeout)
+
+    def window(self, schemas: Mapping[int, TableSchema], upto: Lsn, max_changes: int) -> Window:
+        self.check_fence()
+        return Window(
+            lend=lambda: self._slot_session(f"cannot read slot {self._slot}"),
+            start=lambda connection: self._start(connection, f"cannot read slot {self._slot}"),
+            names=(self._slot, self._publication),
+            schemas=schemas,
+            upto=upto,
+            max_changes=max_changes,
+        )
+
+    def writers(self, tables: Sequence[TableSchema]) -> list[locks.Writer]:
+        with self._sessions.ordinary("cannot read the locks of the source") as connection:
+            return locks.writers(connection, tables)
+
+    def plan_chunks(self, table: TableSchema, chunk_bytes: int) -> list[chunks.ChunkPlan]:
+        with self._sessions.ordinary(f"cannot measure table {table.id}", table=str(table.id)) as connection:
+            return chunks.plan_chunks(connection, table, chunk_bytes)
+
+    @contextmanager
+    def read_chunk(
+        self, table: TableSchema, relation: int, first_block: int, last_block: int | None
+    ) -> Iterator[chunks.ChunkReader]:
+        with self._copying(table) as (connection, start):
+            blocks = (first_block, last_block)
+            with chunks.read_chunk(connection, table, relation, blocks, start) as reader:
+                yield reader
+
+    @contextmanager
+    def read_keys(self, table: TableSchema, keys: pa.Table) -> Iterator[chunks.ChunkReader]:
+        with self._copying(table) as (connection, start), chunks.read_keys(connection, table, keys, start) as reader:
+            yield reader
+
+    @contextmanager
+    def _copying(self, table: TableSchema) -> Iterator[tuple[Connection, chunks.StartCopy]]:
+        doing = f"cannot copy table {table.id}"
+        with self._sessions.lend(Purpose.COPY, doing, table=str(table.id)) as connection:
+            yield connection, self._start(connection, doing, table=str(table.id))
+
+    @contextmanager
+    def _slot_session(self, doing: str) -> Iterator[Connection]:
+        try:
+            with self._sessions.lend(Purpose.SLOT, doing) as connection:
+                yield connection
+        except SlotError as error:
+            if error.kind is not ErrorKind.SLOT_BUSY:
+                raise
+            with self._sessions.ordinary(doing) as connection:
+                raise slots.busy(connection, self._slot) from error
+
+    def _start(
+        self, connection: Connection, doing: str, *, table: str | None = None
+    ) -> Callable[[sql.Composable], CopyOut]:
+        return partial(
+            CopyOut,
+            connection,
+            doing=doing,
+            secrets=self.config.connection.secrets(),
+            through_libpq=self._through_libpq,
+            table=table,
+        )
+
+    @property
+    def _slot(self) -> str:
+        return self.config.slot.name
+
+    @property
+    def _publication(self) -> str:
+        return self.config.publication.name

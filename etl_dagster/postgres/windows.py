@@ -1,0 +1,163 @@
+"""One bounded read of the slot.
+
+The server decodes the whole window before it sends the first row, and lets go of the slot then. What
+``pg_logical_slot_peek_binary_changes(slot, upto_lsn, upto_nchanges, …)`` returns (``logicalfuncs.c``): it stops after
+the record with which either limit is reached, so ``upto_lsn`` may be passed by one commit record, and
+``upto_nchanges`` by the rest of a transaction. A later read leaves out exactly the transactions whose commit record
+starts before the slot's confirmed position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from datetime import datetime
+from itertools import chain, islice
+
+from psycopg import sql
+
+from etl_dagster.arrow.types import has_binary_decoder
+from etl_dagster.errors import InternalError, ProtocolError
+from etl_dagster.model import Lsn, TableEvents, TableId, TableSchema
+from etl_dagster.pgoutput import StreamDecoder
+from etl_dagster.pgwire import Frames
+from etl_dagster.postgres.chunks import StartCopy
+from etl_dagster.postgres.sessions import Connection, fetch_one
+from etl_dagster.postgres.slots import require_slot
+
+# `upto_nchanges` is an int4.
+_MOST_CHANGES = 2**31 - 1
+_READABLE = """
+SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END - '0/0'::pg_lsn
+"""
+_PEEK = sql.SQL(
+    "COPY (SELECT data FROM pg_logical_slot_peek_binary_changes({slot}, {upto}::pg_lsn, {limit}, 'proto_version', '1', "
+    "'publication_names', {publication}, 'binary', {binary})) TO STDOUT (FORMAT binary)"
+)
+
+
+class Window:
+    """The changes from the slot's confirmed position to ``upto`` or ``max_changes``; iterate once.
+
+    Args:
+        lend: Lends a session of its own.
+        start: Begins a COPY on such a session.
+        names: Slot and publication.
+    """
+
+    def __init__(
+        self,
+        *,
+        lend: Callable[[], AbstractContextManager[Connection]],
+        start: Callable[[Connection], StartCopy],
+        names: tuple[str, str],
+        schemas: Mapping[int, TableSchema],
+        upto: Lsn,
+        max_changes: int,
+    ) -> None:
+        self._lend = lend
+        self._start = start
+        self._slot, self._publication = names
+        self._upto = upto
+        self._limit = min(max(1, max_changes), _MOST_CHANGES)
+        self._decoder = StreamDecoder(schemas)
+        # The binary form of some type is not ours to read, so its text is needed beside it.
+        self._needs_text = any(not has_binary_decoder(c.type) for table in schemas.values() for c in table.columns)
+        self._messages = 0
+        self._bytes = 0
+        self._readable = upto
+        self._begin = Lsn(0)
+
+    def __iter__(self) -> Iterator[Sequence[TableEvents]]:
+        with ExitStack() as stack:
+            connection = stack.enter_context(self._lend())
+            self._begin = require_slot(connection, self._slot).confirmed
+            # Beyond what is readable now, nothing may be taken for read.
+            self._readable = min(self._upto, Lsn(fetch_one(connection, _READABLE)[0]))
+            if self._readable > self._begin:
+                yield from self._pieces(stack, connection)
+
+    def _pieces(self, stack: ExitStack, connection: Connection) -> Iterator[Sequence[TableEvents]]:
+        blocks = _ahead(stack.enter_context(self._start(connection)(self._peek(binary=True))))
+        pairs = self._with_texts(stack, blocks) if self._needs_text else ((frames, None) for frames in blocks)
+        for frames, texts in pairs:
+            self._messages += len(frames)
+            self._bytes += int((frames.ends - frames.starts).sum())
+            events = self._decoder.feed(frames, texts) if texts is not None else self._decoder.feed(frames)
+            if events:
+                yield events
+        if self._decoder.in_transaction:
+            raise ProtocolError("A transaction without its commit", offset=self._bytes, need=1, have=0)
+
+    def _with_texts(self, stack: ExitStack, blocks: Iterator[Frames]) -> Iterator[tuple[Frames, Frames]]:
+        # The server lets go of the slot before it sends the first row, so this second read finds it free.
+        connection = stack.enter_context(self._lend())
+        texts = stack.enter_context(self._start(connection)(self._peek(binary=False)))
+        return _in_step(blocks, iter(texts))
+
+    @property
+    def position(self) -> Lsn:
+        end = self._decoder.position or self._begin
+        return end if self._messages >= self._limit else max(self._readable, end)
+
+    @property
+    def complete(self) -> bool:
+        return self.position >= self._upto
+
+    @property
+    def changes(self) -> int:
+        return self._decoder.changes
+
+    @property
+    def transactions(self) -> int:
+        return self._decoder.transactions
+
+    @property
+    def bytes(self) -> int:
+        return self._bytes
+
+    @property
+    def newest_commit(self) -> datetime | None:
+        return self._decoder.newest_commit
+
+    @property
+    def drifted(self) -> Mapping[TableId, str]:
+        return self._decoder.drifted
+
+    @property
+    def unknown(self) -> Collection[tuple[str, str]]:
+        """Schema and name of tables in the stream that were not among the schemas given."""
+        return self._decoder.unknown
+
+    def _peek(self, *, binary: bool) -> sql.Composed:
+        return _PEEK.format(
+            slot=self._slot,
+            upto=str(self._readable),
+            limit=self._limit,
+            publication=_quoted_name(self._publication),
+            binary="true" if binary else "false",
+        )
+
+
+def _ahead(blocks: Iterable[Frames]) -> Iterator[Frames]:
+    """The same blocks, the first of them already there."""
+    iterator = iter(blocks)
+    first = list(islice(iterator, 1))
+    return chain(first, iterator)
+
+
+def _in_step(left: Iterator[Frames], right: Iterator[Frames]) -> Iterator[tuple[Frames, Frames]]:
+    """Cut two streams of blocks at each other's ends, so that message k of one is message k of the other."""
+    one, other = next(left, None), next(right, None)
+    while one is not None and other is not None:
+        count = min(len(one), len(other))
+        yield one[:count], other[:count]
+        one = one[count:] if count < len(one) else next(left, None)
+        other = other[count:] if count < len(other) else next(right, None)
+    if one is not other:
+        raise InternalError("The binary and the text form of one window differ in their number of messages")
+
+
+def _quoted_name(publication: str) -> str:
+    """``publication_names`` is a list of SQL identifiers, which would fold to lower case."""
+    return '"' + publication.replace('"', '""') + '"'
