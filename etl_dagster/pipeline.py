@@ -146,7 +146,7 @@ class Pipeline:
         """Schemas of the replicated tables: the stored ones, or the catalogue's when nothing is stored yet."""
         with self._watching:
             stored = {table: version.schema_ for table, version in self._store.schemas().items()}
-            return stored or self._watch.tables()
+            return stored or self._watch.foreseen_tables()
 
     def pending(self) -> Pending:
         """Whether there is something to do; reads only, and little."""

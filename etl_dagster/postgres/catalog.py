@@ -21,6 +21,16 @@ JOIN pg_namespace n ON n.oid = c.relnamespace
 ORDER BY n.nspname, c.relname
 """
 
+# The same of tables that a publication still to be made will hold.
+_NAMED_TABLES = """
+SELECT c.oid, n.nspname AS schema, c.relname AS name, c.relreplident AS identity, NULL::int2[] AS attnums,
+       NULL::text AS row_filter
+FROM unnest(%(schemas)s::text[], %(names)s::text[]) wanted(schema, name)
+JOIN pg_namespace n ON n.nspname = wanted.schema
+JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = wanted.name
+ORDER BY n.nspname, c.relname
+"""
+
 _COLUMNS = """
 SELECT a.attrelid AS relation, a.attnum, a.attname AS name, a.atttypid AS type, a.atttypmod AS typmod,
        format_type(a.atttypid, a.atttypmod) AS type_name, NOT a.attnotnull AS nullable, a.attgenerated AS generated
@@ -108,7 +118,16 @@ def published_tables(connection: Connection, publication: str) -> dict[TableId, 
     Raises:
         psycopg.Error: Also when the publication does not exist.
     """
-    tables = _query_tables(connection, publication)
+    return _describe(connection, _query_tables(connection, publication))
+
+
+def named_tables(connection: Connection, tables: Sequence[TableId]) -> dict[TableId, TableSchema]:
+    """Those of the tables that exist, as a plain publication of them would hold them."""
+    names = {"schemas": [table.schema for table in tables], "names": [table.name for table in tables]}
+    return _describe(connection, _rows(connection, _NAMED_TABLES, names, _Table))
+
+
+def _describe(connection: Connection, tables: Sequence[_Table]) -> dict[TableId, TableSchema]:
     relations = {"relations": [table.oid for table in tables]}
     attributes = _by_relation(_rows(connection, _COLUMNS, relations, _Attribute))
     indexes = _by_relation(_rows(connection, _KEYS, relations, _Index))

@@ -101,6 +101,14 @@ class PostgresSource:
         with self._sessions.ordinary(f"cannot read the tables of publication {self._publication}") as connection:
             return catalog.published_tables(connection, self._publication)
 
+    def foreseen_tables(self) -> dict[TableId, TableSchema]:
+        """The published tables; before the publication is made, those that it is going to hold. Writes nothing."""
+        with self._sessions.ordinary(f"cannot read the tables of publication {self._publication}") as connection:
+            wanted = self.config.publication
+            if not wanted.create or publication.read_publication(connection, wanted.name) is not None:
+                return catalog.published_tables(connection, wanted.name)
+            return catalog.named_tables(connection, publication.wanted_tables(connection, wanted))
+
     def slot(self) -> slots.SlotStatus | None:
         with self._sessions.ordinary(f"cannot inspect slot {self._slot}") as connection:
             return slots.read_slot(connection, self._slot)
