@@ -1,0 +1,247 @@
+"""Reduce changes of one table to the last state of each key, without a loop over rows.
+
+A change that alters the key is two events: its row leaves the old key, then arrives at the new one. Of all events of
+one key the last decides whether a row stands there and which.
+
+Keys are compared by representation (``1.0`` and ``1.00`` are two keys), not by the source's equality. Finer is always
+right: Postgres sends the old key whenever its bytes change, so an update from ``1.0`` to ``1.00`` comes as a move.
+It asks one thing of a destination: delete first, insert afterwards, since it may hold the two for equal.
+
+An update leaves out TOASTed values that it did not change. They are taken from the row's earlier changes, followed
+through its keys; what stands in none of them stays *unresolved*, to be taken from the row that the destination holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from etl_dagster.model import ChangeKind, ChangeSet, TableSchema
+
+# How many slots per change a direct lookup table may have before hashing the keys is cheaper.
+_DENSE_FACTOR = 4
+_MAX_CODE = 1 << 62
+
+_Ints = npt.NDArray[np.int64]
+_Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Unresolved:
+    """Rows with values that no change of the batch holds.
+
+    Attributes:
+        rows: Positions of these rows within `Compacted.upserts`; the other attributes are aligned with it.
+        columns: For each column (by position) with unresolved values, the mask of rows that miss it.
+        source_keys: The key under which the row stood before the batch: its own, if it never moved.
+        origin_lsn: Commit of the change that moved the row onto its present key, 0 when it always stood there.
+    """
+
+    rows: _Ints
+    columns: Mapping[int, _Bools]
+    source_keys: pa.Table
+    origin_lsn: npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True, slots=True)
+class Compacted:
+    """The last state of each key that the changes touch.
+
+    Attributes:
+        upserts: Rows that stand at their key in the end, the table's columns, one row per key.
+        kind: `ChangeKind` of the last change of each of them, like ``lsn``, ``ordinal`` and ``timestamp``.
+        deletes: Keys (in key order) at which no row stands in the end, with the change that emptied them.
+    """
+
+    table: TableSchema
+    upserts: pa.Table
+    kind: npt.NDArray[np.int8]
+    lsn: npt.NDArray[np.uint64]
+    ordinal: _Ints
+    timestamp: _Ints
+    deletes: pa.Table
+    delete_lsn: npt.NDArray[np.uint64]
+    delete_timestamp: _Ints
+    unresolved: Unresolved | None = None
+
+
+def compact(changes: Sequence[ChangeSet]) -> Compacted:
+    """Reduce change sets of one table, in commit order, to the last state of each key."""
+    return _Compaction(changes).result()
+
+
+class _Compaction:
+    def __init__(self, changes: Sequence[ChangeSet]) -> None:
+        self.table = changes[0].table
+        self.rows = pa.Table.from_batches([part.rows for part in changes])
+        self.size = len(self.rows)
+        self.kind = np.concatenate([part.kind for part in changes])
+        self.lsn = np.concatenate([part.lsn for part in changes])
+        self.ordinal = np.concatenate([part.ordinal for part in changes])
+        self.timestamp = np.concatenate([part.timestamp for part in changes])
+        self.unchanged = _join_unchanged(changes)
+        self.moved = _join_moved(changes)
+        self.moves = np.flatnonzero(self.moved)
+        self.keys = self._all_keys(changes)
+
+    def _all_keys(self, changes: Sequence[ChangeSet]) -> pa.Table:
+        """Keys of all changes, then the old keys of those that moved."""
+        own = self.rows.select(list(self.table.key_indexes))
+        old = [part.old_keys.filter(pa.array(part.moved)) for part in changes if part.old_keys is not None]
+        if not old:
+            return own
+        moved = pa.Table.from_batches(old).rename_columns(own.column_names).cast(own.schema)
+        return pa.concat_tables([own, moved])
+
+    def result(self) -> Compacted:
+        codes, count = key_codes(self.keys)
+        own, old = codes[: self.size], codes[self.size :]
+        last = _last_by_code(own, count, np.arange(self.size))
+        left = _last_by_code(old, count, np.arange(self.size, self.size + len(old)))
+        left_at = np.where(left >= 0, self._change_of(left), -1)
+        final = last[(last >= 0) & (last >= left_at)]
+        stands = final[self.kind[final] != ChangeKind.DELETE]
+        gone = np.concatenate([final[self.kind[final] == ChangeKind.DELETE], left[(left >= 0) & (left_at > last)]])
+        return self._collect(np.sort(stands), gone, codes)
+
+    def _change_of(self, events: _Ints) -> _Ints:
+        """Which change an event belongs to; events from ``size`` on are departures from an old key."""
+        if not len(self.moves):
+            return events
+        departed = self.moves[np.clip(events - self.size, 0, None)]
+        return np.where(events >= self.size, departed, events)
+
+    def _collect(self, stands: _Ints, gone: _Ints, codes: _Ints) -> Compacted:
+        upserts, unresolved = self._pick(stands), None
+        if self.unchanged:
+            upserts, unresolved = self._resolve(upserts, stands, codes)
+        gone_at = self._change_of(gone)
+        return Compacted(
+            table=self.table,
+            upserts=upserts,
+            kind=self.kind[stands],
+            lsn=self.lsn[stands],
+            ordinal=self.ordinal[stands],
+            timestamp=self.timestamp[stands],
+            deletes=self.keys.take(pa.array(gone)),
+            delete_lsn=self.lsn[gone_at],
+            delete_timestamp=self.timestamp[gone_at],
+            unresolved=unresolved,
+        )
+
+    def _pick(self, stands: _Ints) -> pa.Table:
+        if len(stands) == self.size:
+            return self.rows
+        mask = np.zeros(self.size, np.bool_)
+        mask[stands] = True
+        return self.rows.filter(pa.array(mask))
+
+    def _resolve(self, upserts: pa.Table, stands: _Ints, codes: _Ints) -> tuple[pa.Table, Unresolved | None]:
+        earlier = self._earlier(codes)
+        missing: dict[int, _Bools] = {}
+        for column, mask in self.unchanged.items():
+            source = _follow(earlier, mask)[stands]
+            filled = self.rows.column(column).take(pa.array(source))
+            upserts = upserts.set_column(column, upserts.field(column), filled)
+            if mask[source].any():
+                missing[column] = mask[source]
+        return upserts, self._unresolved(missing, stands, earlier) if missing else None
+
+    def _unresolved(self, missing: Mapping[int, _Bools], stands: _Ints, earlier: _Ints) -> Unresolved:
+        rows = np.flatnonzero(np.logical_or.reduce(list(missing.values())))
+        first = _follow(earlier, np.ones(self.size, np.bool_))[stands[rows]]
+        arrival = _follow(earlier, ~self.moved)[stands[rows]]
+        source = np.where(self.moved[first], self.size + np.searchsorted(self.moves, first), first)
+        return Unresolved(
+            rows=rows,
+            columns={column: mask[rows] for column, mask in missing.items()},
+            source_keys=self.keys.take(pa.array(source)),
+            origin_lsn=np.where(self.moved[arrival], self.lsn[arrival], np.uint64(0)),
+        )
+
+    def _earlier(self, codes: _Ints) -> _Ints:
+        """For each change the one before it of the same row, whatever key it had then; -1 when there is none."""
+        owner = np.concatenate([np.arange(self.size), self.moves])
+        departs = np.arange(len(codes)) >= self.size
+        # In time a row departs from its old key before it arrives at the new one.
+        order = np.lexsort((owner * 2 + ~departs, codes))
+        before = np.full(len(codes), -1)
+        same = codes[order][1:] == codes[order][:-1]
+        before[order[1:][same]] = order[:-1][same]
+        entry = np.arange(self.size)
+        entry[self.moves] = self.size + np.arange(len(self.moves))
+        previous = np.where(self.kind == ChangeKind.UPDATE, before[entry], -1)
+        is_row = (previous >= 0) & (previous < self.size) & (self.kind[np.minimum(previous, self.size - 1)] != 3)
+        return np.where(is_row, previous, -1)
+
+
+def _join_unchanged(changes: Sequence[ChangeSet]) -> dict[int, _Bools]:
+    columns = sorted({column for part in changes for column in part.unchanged})
+    return {
+        column: np.concatenate([part.unchanged.get(column, np.zeros(len(part), np.bool_)) for part in changes])
+        for column in columns
+    }
+
+
+def _join_moved(changes: Sequence[ChangeSet]) -> _Bools:
+    return np.concatenate([np.zeros(len(part), np.bool_) if part.moved is None else part.moved for part in changes])
+
+
+def _last_by_code(codes: _Ints, count: int, positions: _Ints) -> _Ints:
+    last = np.full(count, -1)
+    last[codes] = positions  # of repeated indexes numpy keeps the last assignment
+    return last
+
+
+def _follow(earlier: _Ints, onward: _Bools) -> _Ints:
+    """Where each change ends up when it steps to the earlier one as long as ``onward`` says so; by pointer doubling."""
+    step = np.where(onward & (earlier >= 0), earlier, np.arange(len(earlier)))
+    while True:
+        further = step[step]
+        if np.array_equal(further, step):
+            return step
+        step = further
+
+
+def key_codes(keys: pa.Table) -> tuple[_Ints, int]:
+    """A number for each row, equal for equal keys, and a bound above all numbers."""
+    codes, count = _column_codes(keys.column(0))
+    for column in keys.columns[1:]:
+        more, width = _column_codes(column)
+        if count * width > _MAX_CODE:
+            codes, count = _densify(codes)
+        codes, count = codes * width + more, count * width
+    return (codes, count) if count <= _DENSE_FACTOR * len(codes) + 1024 else _densify(codes)
+
+
+def _densify(codes: _Ints) -> tuple[_Ints, int]:
+    found, dense = np.unique(codes, return_inverse=True)
+    return dense.astype(np.int64), len(found)
+
+
+def _column_codes(column: pa.ChunkedArray) -> tuple[_Ints, int]:
+    values = column.combine_chunks()
+    values = pa.concat_arrays(values.chunks) if isinstance(values, pa.ChunkedArray) else values
+    if isinstance(values, pa.ExtensionArray):
+        values = values.storage
+    if pa.types.is_integer(values.type) and len(values) and not values.null_count:
+        numbers = values.to_numpy().astype(np.int64, copy=False)
+        low, width = int(numbers.min()), int(numbers.max()) - int(numbers.min()) + 1
+        if width <= _DENSE_FACTOR * len(numbers) + 1024:
+            return numbers - low, width
+    if pa.types.is_nested(values.type):
+        return _nested_codes(values)
+    encoded = values.dictionary_encode(null_encoding="encode")
+    return encoded.indices.to_numpy().astype(np.int64), max(len(encoded.dictionary), 1)
+
+
+def _nested_codes(values: pa.Array) -> tuple[_Ints, int]:
+    # Keys that are arrays are rare and Arrow cannot hash them: compare their elements as text, row by row.
+    seen: dict[str, int] = {}
+    flat = [repr([str(item) for item in value]) if value.is_valid else "" for value in values]
+    codes = np.array([seen.setdefault(text, len(seen)) for text in flat], np.int64)
+    return codes, max(len(seen), 1)

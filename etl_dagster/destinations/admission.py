@@ -1,0 +1,41 @@
+"""Which tables a destination can take at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from string import ascii_lowercase, ascii_uppercase
+
+from etl_dagster.errors import TableError
+from etl_dagster.model import CDC_COLUMNS, TableSchema
+
+_FOLD_ASCII = str.maketrans(ascii_uppercase, ascii_lowercase)
+
+
+def fold_ascii(name: str) -> str:
+    """A name as a destination compares it that ignores the case of ASCII letters."""
+    return name.translate(_FOLD_ASCII)
+
+
+def require_mergeable(table: TableSchema) -> None:
+    """Raise `TableError` for a table that has no key to merge on."""
+    if not table.key:
+        raise TableError(
+            f"{table.id} has no key, so that its changes cannot be merged",
+            hint="Add a primary key, or choose a unique index with ALTER TABLE … REPLICA IDENTITY USING INDEX",
+            table=str(table.id),
+        )
+
+
+def require_column_names(table: TableSchema, *, fold: Callable[[str], str] = str) -> None:
+    """Raise `TableError` when column names collide with each other or with the CDC columns."""
+    names = [*(column.name for column in table.columns), *CDC_COLUMNS]
+    seen: set[str] = set()
+    for name in names:
+        folded = fold(name)
+        if folded in seen:
+            raise TableError(
+                f"{table.id} has more than one column {name!r} at the destination",
+                hint="Rename the column, or leave it out with a column list in the publication",
+                table=str(table.id),
+            )
+        seen.add(folded)

@@ -1,0 +1,6 @@
+"""DuckDB: one database file, tables mirrored as schema.table."""
+
+from etl_dagster.destinations.duckdb.config import DuckDbConfig
+from etl_dagster.destinations.duckdb.core import PLUGIN, DuckDbDestination
+
+__all__ = ["PLUGIN", "DuckDbConfig", "DuckDbDestination"]

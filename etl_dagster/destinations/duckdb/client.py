@@ -1,0 +1,209 @@
+"""The connection to DuckDB; the only module that imports the SDK, and only when a database is opened."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from etl_dagster.destinations.duckdb.config import DuckDbConfig
+from etl_dagster.destinations.duckdb.errors import translate
+from etl_dagster.errors import ConfigError, DestinationError, ErrorKind
+
+if TYPE_CHECKING:
+    import duckdb
+
+logger = logging.getLogger(__name__)
+
+_LOCK_MESSAGE = "Could not set lock"
+_LOCK_POLL_SECONDS = 0.1
+_LOCK_NOTICE_SECONDS = 5.0
+# Rows per batch of a result: a multiple of DuckDB's vectors, small enough for wide rows.
+_BATCH_ROWS = 64 * 1024
+
+
+class Session:
+    """One cursor; used by one thread at a time."""
+
+    def __init__(self, cursor: duckdb.DuckDBPyConnection) -> None:
+        self._cursor = cursor
+
+    def run(self, sql: str, parameters: Sequence[object] = ()) -> int:
+        """Execute, and return the number of rows changed, if it is a statement that changes rows."""
+        found = self.rows(sql, parameters)
+        return int(found[0][0]) if found and isinstance(found[0][0], int) else 0
+
+    def rows(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        return self._cursor.execute(sql, parameters).fetchall()
+
+    def reader(self, sql: str, parameters: Sequence[object] = ()) -> pa.RecordBatchReader:
+        """Stream the result; the session can do nothing else until the reader is exhausted."""
+        return self._cursor.execute(sql, parameters).to_arrow_reader(_BATCH_ROWS)
+
+    @contextmanager
+    def bound(self, **sources: pa.Table | pa.RecordBatchReader) -> Iterator[None]:
+        """Make Arrow data readable by name."""
+        for name, source in sources.items():
+            self._cursor.register(name, source)
+        try:
+            yield
+        finally:
+            for name in sources:
+                self._cursor.unregister(name)
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Commit at the end; roll back and raise on any error."""
+        self._cursor.begin()
+        try:
+            yield
+            self._cursor.commit()
+        except BaseException:
+            self._roll_back()
+            raise
+
+    def _roll_back(self) -> None:
+        import duckdb
+
+        try:
+            self._cursor.rollback()
+        except duckdb.TransactionException:
+            pass  # a failed commit has rolled back already
+
+    def close(self) -> None:
+        self._cursor.close()
+
+
+class Client:
+    """One open database file."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
+        self._connection = connection
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def session(self) -> Iterator[Session]:
+        session = self.open_session()
+        try:
+            yield session
+        finally:
+            session.close()
+
+    def open_session(self) -> Session:
+        with self._lock:
+            return Session(self._connection.cursor())
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+@contextmanager
+def translated(doing: str, table: str | None = None) -> Iterator[None]:
+    """Raise DuckDB's errors as ours."""
+    import duckdb
+
+    try:
+        yield
+    except duckdb.Error as error:
+        raise translate(error, doing, table) from error
+
+
+class Feed:
+    """Arrow batches from Python, for DuckDB to pull; keeps the error of their producer, which DuckDB would flatten."""
+
+    def __init__(self, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+        self._batches = batches
+        self.error: BaseException | None = None
+        self.rows = 0
+        self.reader = pa.RecordBatchReader.from_batches(schema, self._pull())
+
+    def _pull(self) -> Iterator[pa.RecordBatch]:
+        try:
+            for batch in self._batches:
+                self.rows += batch.num_rows
+                yield batch
+        except BaseException as error:
+            self.error = error
+            raise
+
+    @contextmanager
+    def own_errors(self) -> Iterator[None]:
+        """Raise the producer's own error in place of DuckDB's account of it."""
+        import duckdb
+
+        try:
+            yield
+        except duckdb.Error:
+            if self.error is not None:
+                raise self.error from None
+            raise
+
+
+def connect(config: DuckDbConfig, clock: Callable[[], float] = time.monotonic) -> Client:
+    """Open the file, waiting while another process holds it.
+
+    Raises:
+        ConfigError: DuckDB is not installed.
+        DestinationError: The file cannot be opened, or is held for longer than ``lock_timeout_seconds``.
+    """
+    deadline = clock() + config.lock_timeout_seconds
+    notice = clock()
+    while True:
+        try:
+            return Client(_open(config))
+        except _Held as held:
+            if clock() >= deadline:
+                raise _timed_out(config, held) from held
+            if clock() >= notice:
+                logger.warning("Waiting for %s: %s", config.path, held)
+                notice = clock() + _LOCK_NOTICE_SECONDS
+            time.sleep(_LOCK_POLL_SECONDS)
+
+
+class _Held(Exception):
+    """Another process holds the file; the text is DuckDB's, which names the process."""
+
+
+def _open(config: DuckDbConfig) -> duckdb.DuckDBPyConnection:
+    try:
+        import duckdb
+    except ImportError as error:
+        hint = "pip install 'etl-dagster[duckdb]'"
+        raise ConfigError("The destination type duckdb needs the package duckdb", hint=hint) from error
+    Path(config.path).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        connection = duckdb.connect(config.path, config=_settings(config))
+        connection.execute("SET TimeZone = 'UTC'")
+        return connection
+    except duckdb.IOException as error:
+        if _LOCK_MESSAGE in str(error):
+            raise _Held(str(error).partition(". See also")[0]) from error
+        raise translate(error, f"open {config.path}") from error
+    except duckdb.Error as error:
+        raise translate(error, f"open {config.path}") from error
+
+
+def _settings(config: DuckDbConfig) -> dict[str, str | bool | int | float | list[str]]:
+    return {
+        "memory_limit": config.memory_limit,
+        "threads": config.threads,
+        "temp_directory": f"{config.path}.tmp",
+        # Keeping the order of rows costs memory and serialises inserts; nothing here depends on it.
+        "preserve_insertion_order": False,
+        # Results carry UUID and JSON as the Arrow types they came as.
+        "arrow_lossless_conversion": True,
+    }
+
+
+def _timed_out(config: DuckDbConfig, held: _Held) -> DestinationError:
+    return DestinationError(
+        f"{config.path} is held by another process after {config.lock_timeout_seconds:g} s: {held}",
+        hint="End that process, or open the file read-only there",
+        kind=ErrorKind.DESTINATION_UNAVAILABLE,
+    )

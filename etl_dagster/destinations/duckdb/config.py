@@ -1,0 +1,30 @@
+"""Config of the DuckDB destination."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from etl_dagster.destinations.config import DestinationConfig
+
+# DuckDB spills beyond it; the engine around it needs the rest of what a small machine has.
+MEMORY_LIMIT = "256MB"
+# Every thread that inserts buffers row groups of its own, so more of them need a higher memory limit.
+THREADS = 2
+# Long enough for a run that is being stopped to commit and let go of the file.
+LOCK_TIMEOUT_SECONDS = 60.0
+
+
+class DuckDbConfig(DestinationConfig):
+    """One DuckDB database file, which one process at a time can open for writing."""
+
+    type: Literal["duckdb"] = "duckdb"
+    path: str = Field(min_length=1, description="The database file; created when it is missing")
+    memory_limit: str = Field(
+        MEMORY_LIMIT, pattern=r"^\d+(\.\d+)?\s*[KMGT]i?B$", description="Memory DuckDB may use before it spills to disk"
+    )
+    threads: int = Field(THREADS, ge=1, le=256, description="Threads DuckDB may use")
+    lock_timeout_seconds: float = Field(
+        LOCK_TIMEOUT_SECONDS, ge=0, description="How long to wait while another process holds the file"
+    )

@@ -1,0 +1,211 @@
+"""What the destination remembers about its tables, in the schema ``_etl`` of the same database.
+
+Living beside the data, it changes in the same transaction as the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from etl_dagster.arrow.changes import cdc_fields, change_schema
+from etl_dagster.arrow.types import arrow_schema
+from etl_dagster.destinations.admission import fold_ascii, require_column_names, require_mergeable
+from etl_dagster.destinations.base import ChunkRows
+from etl_dagster.destinations.duckdb.client import Session
+from etl_dagster.destinations.duckdb.encoding import duckdb_type, quoted
+from etl_dagster.errors import DestinationError, TableError
+from etl_dagster.model import CopyTarget, Lsn, TableId, TableSchema
+
+SCHEMA = "_etl"
+_CREATE = """
+CREATE SCHEMA IF NOT EXISTS _etl;
+CREATE TABLE IF NOT EXISTS _etl.watermarks (schema_name VARCHAR, table_name VARCHAR, lsn UBIGINT);
+CREATE TABLE IF NOT EXISTS _etl.copies
+    (copy_id VARCHAR, schema_name VARCHAR, table_name VARCHAR, lsn UBIGINT, truncated BOOLEAN, finished_rows BIGINT);
+CREATE TABLE IF NOT EXISTS _etl.chunks
+    (copy_id VARCHAR, chunk_id VARCHAR, row_count BIGINT, seen_lsn UBIGINT, reread BOOLEAN);
+"""
+
+
+def live_name(table: TableId) -> str:
+    return quoted(table.schema, table.name)
+
+
+def staging_table(table: TableId, copy_id: str) -> str:
+    """Where a copy is staged: in the schema of its table, since DuckDB renames tables only within their schema."""
+    return f"{table.name}__etl_{copy_id}"
+
+
+def staging_name(target: CopyTarget) -> str:
+    return quoted(target.table.id.schema, staging_table(target.table.id, target.copy_id))
+
+
+def log_name(copy_id: str) -> str:
+    return quoted(SCHEMA, f"log_{copy_id}")
+
+
+def reread_name(copy_id: str) -> str:
+    return quoted(SCHEMA, f"reread_{copy_id}")
+
+
+@dataclass(frozen=True, slots=True)
+class CopyState:
+    """One row of ``_etl.copies``; ``lsn`` is the watermark of its change log."""
+
+    copy_id: str
+    table: TableId
+    lsn: Lsn
+    truncated: bool
+    finished_rows: int | None
+
+
+class Ledger:
+    """Watermarks, copies and chunks, read and written through one session, within the caller's transaction."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def create(self) -> None:
+        self._session.run(_CREATE)
+
+    def existing(self) -> set[tuple[str, str]]:
+        """Folded names of the tables that exist, whoever made them."""
+        sql = "SELECT schema_name, table_name FROM duckdb_tables() WHERE database_name = current_database()"
+        return {(fold_ascii(schema), fold_ascii(name)) for schema, name in self._session.rows(sql)}
+
+    def watermarks(self) -> dict[TableId, Lsn]:
+        """Watermarks of the live tables that exist; one that was dropped behind our back is absent."""
+        existing = self.existing()
+        found = self._session.rows("SELECT schema_name, table_name, lsn FROM _etl.watermarks")
+        tables = {TableId(schema, name): Lsn(lsn) for schema, name, lsn in found}
+        return {table: lsn for table, lsn in tables.items() if _folded(table) in existing}
+
+    def set_watermark(self, table: TableId, lsn: Lsn) -> None:
+        self.forget_watermark(table)
+        self._session.run("INSERT INTO _etl.watermarks VALUES (?, ?, ?)", [table.schema, table.name, int(lsn)])
+
+    def forget_watermark(self, table: TableId) -> None:
+        where = "WHERE schema_name = ? AND table_name = ?"
+        self._session.run(f"DELETE FROM _etl.watermarks {where}", [table.schema, table.name])
+
+    def raise_watermarks(self, tables: Sequence[TableId], copies: Sequence[str], lsn: Lsn) -> None:
+        """Raise the watermarks of live tables and of change logs; never lowers one."""
+        names = pa.table({"s": [table.schema for table in tables], "n": [table.name for table in tables]})
+        sql = (
+            "UPDATE _etl.watermarks SET lsn = $1 FROM etl_tables WHERE schema_name = s AND table_name = n AND lsn < $1"
+        )
+        with self._session.bound(etl_tables=names):
+            self._session.run(sql, [int(lsn)])
+        for copy_id in copies:
+            sql = "UPDATE _etl.copies SET lsn = ? WHERE copy_id = ? AND lsn < ?"
+            self._session.run(sql, [int(lsn), copy_id, int(lsn)])
+
+    def copies(self) -> dict[str, CopyState]:
+        sql = "SELECT copy_id, schema_name, table_name, lsn, truncated, finished_rows FROM _etl.copies"
+        return {
+            copy_id: CopyState(copy_id, TableId(schema, name), Lsn(lsn), truncated, rows)
+            for copy_id, schema, name, lsn, truncated, rows in self._session.rows(sql)
+        }
+
+    def copy(self, target: CopyTarget) -> CopyState:
+        return require_copy(self.copies(), target)
+
+    def begin_copy(self, target: CopyTarget) -> None:
+        """Create the staging area and the change log of a copy, unless they exist; other copies of the table go."""
+        table, copy_id = target.table, target.copy_id
+        if copy_id in self.copies():
+            return
+        self.require_admissible(table)
+        self.forget_copies(table.id)
+        self._session.run(f"CREATE SCHEMA IF NOT EXISTS {quoted(table.id.schema)}")
+        self._create_table(staging_name(target), live_schema(table))
+        self._create_table(log_name(copy_id), change_schema(table))
+        self._create_table(reread_name(copy_id), reread_schema(table))
+        sql = "INSERT INTO _etl.copies VALUES (?, ?, ?, 0, false, NULL)"
+        self._session.run(sql, [copy_id, table.id.schema, table.id.name])
+
+    def create_live(self, table: TableSchema) -> None:
+        """Create an empty live table."""
+        self.require_admissible(table)
+        self._session.run(f"CREATE SCHEMA IF NOT EXISTS {quoted(table.id.schema)}")
+        self._create_table(live_name(table.id), live_schema(table))
+        self.set_watermark(table.id, Lsn(0))
+
+    def require_admissible(self, table: TableSchema) -> None:
+        """Raise `TableError` for a table that cannot be mirrored here."""
+        require_mergeable(table)
+        require_column_names(table, fold=fold_ascii)
+        known = {*self.watermarks(), *(each.table for each in self.copies().values())}
+        if fold_ascii(table.id.schema) == SCHEMA:
+            raise _unusable(table.id, f"the schema {SCHEMA} holds the destination's own tables")
+        for other in known - {table.id}:
+            if _folded(other) == _folded(table.id):
+                raise _unusable(table.id, f"DuckDB ignores case and {other} is there already")
+
+    def forget_copies(self, table: TableId) -> None:
+        """Drop every copy of a table, finished or not."""
+        for each in self.copies().values():
+            if each.table == table:
+                self._session.run(f"DROP TABLE IF EXISTS {quoted(table.schema, staging_table(table, each.copy_id))}")
+                self.drop_log(each.copy_id)
+                self._session.run("DELETE FROM _etl.chunks WHERE copy_id = ?", [each.copy_id])
+                self._session.run("DELETE FROM _etl.copies WHERE copy_id = ?", [each.copy_id])
+
+    def drop_log(self, copy_id: str) -> None:
+        self._session.run(f"DROP TABLE IF EXISTS {log_name(copy_id)}")
+        self._session.run(f"DROP TABLE IF EXISTS {reread_name(copy_id)}")
+
+    def truncate_copy(self, copy_id: str) -> None:
+        """Forget the log; the staged rows are left out when the copy finishes, also those that are still to come."""
+        self._session.run(f"TRUNCATE {log_name(copy_id)}")
+        self._session.run("UPDATE _etl.copies SET truncated = true WHERE copy_id = ?", [copy_id])
+
+    def finish_copy(self, copy_id: str, rows: int) -> None:
+        self.drop_log(copy_id)
+        self._session.run("UPDATE _etl.copies SET finished_rows = ? WHERE copy_id = ?", [rows, copy_id])
+
+    def chunk_rows(self, copy_id: str, chunk_id: str) -> int | None:
+        sql = "SELECT row_count FROM _etl.chunks WHERE copy_id = ? AND chunk_id = ?"
+        found = self._session.rows(sql, [copy_id, chunk_id])
+        return int(found[0][0]) if found else None
+
+    def add_chunk(self, copy_id: str, chunk: ChunkRows, rows: int) -> None:
+        values = [copy_id, chunk.chunk_id, rows, int(chunk.seen_lsn), chunk.reread]
+        self._session.run("INSERT INTO _etl.chunks VALUES (?, ?, ?, ?, ?)", values)
+
+    def _create_table(self, name: str, schema: pa.Schema) -> None:
+        columns = ", ".join(f"{quoted(field.name)} {duckdb_type(field.type)}" for field in schema)
+        self._session.run(f"CREATE TABLE {name} ({columns})")
+
+
+def require_copy(copies: dict[str, CopyState], target: CopyTarget) -> CopyState:
+    found = copies.get(target.copy_id)
+    if found is None or found.table != target.table.id:
+        raise DestinationError(
+            f"copy {target.copy_id} of {target.table.id} was not begun",
+            hint="Start the copy of the table again",
+            table=str(target.table.id),
+        )
+    return found
+
+
+def live_schema(table: TableSchema) -> pa.Schema:
+    """Arrow schema of a live table: its own columns and the CDC columns."""
+    return pa.schema([*arrow_schema(table), *cdc_fields()])
+
+
+def reread_schema(table: TableSchema) -> pa.Schema:
+    """Arrow schema of rows that were read again, by position like the change log."""
+    fields = [pa.field(f"c{i}", field.type) for i, field in enumerate(arrow_schema(table))]
+    return pa.schema([*fields, pa.field("seen_lsn", pa.uint64())])
+
+
+def _folded(table: TableId) -> tuple[str, str]:
+    return fold_ascii(table.schema), fold_ascii(table.name)
+
+
+def _unusable(table: TableId, why: str) -> TableError:
+    return TableError(f"{table} cannot be mirrored: {why}", hint="Rename the table or leave it out", table=str(table))

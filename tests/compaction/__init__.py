@@ -1,0 +1,1 @@
+"""Compaction of changes and their flat form."""

@@ -1,0 +1,1 @@
+"""Destinations, held to their contract."""

@@ -1,0 +1,35 @@
+"""The in-memory destination keeps the contract."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from etl_dagster.destinations.memory import MemoryDestination
+from etl_dagster.testing.destination_contract import (
+    CopyContract,
+    HistoryContract,
+    Place,
+    StreamContract,
+    TableContract,
+)
+
+
+@pytest.fixture
+def place() -> Iterator[Place]:
+    place = Place(MemoryDestination)
+    yield place
+    place.close()
+
+
+class TestStream(StreamContract): ...
+
+
+class TestCopy(CopyContract): ...
+
+
+class TestTables(TableContract): ...
+
+
+class TestHistory(HistoryContract): ...
