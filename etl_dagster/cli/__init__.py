@@ -1,0 +1,5 @@
+"""The command line, ``etl-dagster``."""
+
+from etl_dagster.cli.app import main
+
+__all__ = ["main"]

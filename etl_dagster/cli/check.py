@@ -1,0 +1,45 @@
+"""`check`: what is set up and what is not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+
+from etl_dagster.cli import render
+from etl_dagster.cli.exits import ExitCode
+from etl_dagster.pipeline import Pipeline
+from etl_dagster.postgres import CheckResult
+
+
+def run_check(config: Path, *, as_json: bool) -> int:
+    """Examine everything, show each line, and fail when one does."""
+    pipeline = Pipeline.load(config)
+    results = pipeline.check()
+    passed = all(result.passed for result in results)
+    if as_json:
+        render.print_json(_as_json(pipeline.name, results, passed))
+    else:
+        _show(config, results)
+    return ExitCode.OK if passed else ExitCode.FAILED
+
+
+def _as_json(name: str, results: Sequence[CheckResult], passed: bool) -> dict[str, Any]:
+    fields = ("name", "passed", "detail", "todo")
+    checks = [{field: getattr(result, field) for field in fields} for result in results]
+    return {"pipeline": name, "passed": passed, "checks": checks}
+
+
+def _show(config: Path, results: Sequence[CheckResult]) -> None:
+    console = render.results_console()
+    width = max(len(result.name) for result in results)
+    for result in results:
+        mark = "[green]pass[/]" if result.passed else "[red]FAIL[/]"
+        console.print(f"{mark}  {escape(result.name.ljust(width))}  {escape(result.detail)}", soft_wrap=True)
+        if not result.passed and result.todo:
+            console.print(f"      {' ' * width}  → {escape(result.todo)}", soft_wrap=True)
+    failed = sum(not result.passed for result in results)
+    verdict = f"{failed} of {len(results)} checks failed" if failed else f"all {len(results)} checks passed"
+    console.print(f"\n{verdict}: {config}", markup=False)

@@ -1,0 +1,58 @@
+"""`init`: a config to start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from etl_dagster.cli import render
+from etl_dagster.cli.exits import ExitCode
+from etl_dagster.errors import ConfigError
+
+EXAMPLE = """\
+# One pipeline: a PostgreSQL database, replicated into a warehouse.
+# ${NAME} stands for an environment variable, ${NAME:-default} for one with a default. Relative paths start here.
+
+name: shop
+
+source:
+  connection:
+    # Or host, port, database, user and password, each in a line of its own.
+    dsn: ${SOURCE_DSN:-postgresql://postgres@localhost:5432/postgres}
+    # tls:
+    #   mode: verify-full
+    #   root_cert: ca.pem
+  publication:
+    # Made, and kept as it is written here; with `create: false` it has to exist.
+    schemas: [public]
+    # tables: [public.orders, sales.*]
+    # exclude: [public.audit_*]
+  # slot:
+  #   name: etl_shop
+
+destination:
+  type: duckdb
+  path: shop.duckdb
+
+# What has to outlive the process: positions, table states, schemas. This is the default:
+# store:
+#   type: sqlite
+#   path: .etl/shop.sqlite
+
+# replication:
+#   copy_connections: 4
+"""
+
+
+def write_example(path: Path) -> int:
+    """Write the example, never over a file that is there."""
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(EXAMPLE)
+    except FileExistsError as error:
+        raise ConfigError(f"{path} exists", hint="Name another file: etl-dagster init other.yaml") from error
+    except OSError as error:
+        raise ConfigError(f"Cannot write {path}: {error.strerror}", hint="Name another file") from error
+    render.results_console().print(
+        f"Wrote {path}. Adapt it, then: etl-dagster check -c {path}", markup=False, soft_wrap=True
+    )
+    return ExitCode.OK

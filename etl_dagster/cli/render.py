@@ -1,0 +1,160 @@
+"""Results as tables, for people; what reads them by program asks for JSON."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from etl_dagster.store.base import TableRecord, TableState
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from etl_dagster.model import TableId
+    from etl_dagster.pipeline import PipelineStatus
+    from etl_dagster.replication.report import RunSummary
+
+# Where nobody looks at a screen, nothing is cut to the width of one.
+PLAIN_WIDTH = 200
+STATE_STYLES = {
+    TableState.READY: "green",
+    TableState.QUARANTINED: "red",
+    TableState.REMOVED: "dim",
+}
+
+
+def results_console() -> Console:
+    """A console for standard output."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH, highlight=False)
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """One JSON document on standard output."""
+    import json
+
+    sys.stdout.write(json.dumps(value, indent=2, default=str) + "\n")
+
+
+def grid(*headers: str, right: Iterable[str] = ()) -> Table:
+    """An empty table with these columns; those named in ``right`` hold numbers."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 3, 0, 0))
+    for header in headers:
+        number = header in set(right)
+        table.add_column(header, justify="right" if number else "left", no_wrap=number, overflow="fold")
+    return table
+
+
+def size(count: int | None) -> str:
+    """Bytes in the unit that people would choose."""
+    if count is None:
+        return "-"
+    amount = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(amount) < 1000 or unit == "GB":
+            return f"{amount:,.0f} {unit}" if unit == "B" else f"{amount:,.1f} {unit}"
+        amount /= 1000
+    raise AssertionError("unreachable")
+
+
+def number(count: int | None) -> str:
+    """A count with thousands set apart."""
+    return "-" if count is None else f"{count:,}"
+
+
+def seconds(duration: float | None) -> str:
+    """A duration for a table."""
+    return "-" if duration is None else f"{duration:,.1f} s"
+
+
+def styled_state(state: TableState) -> str:
+    """The state in its colour."""
+    style = STATE_STYLES.get(state, "yellow")
+    return f"[{style}]{state}[/]"
+
+
+def show_status(status: PipelineStatus) -> None:
+    """The pipeline's line, and one line per table."""
+    console = results_console()
+    console.print(
+        f"[bold]{status.name}[/]   slot {status.slot}   position {status.position or '-'}   "
+        f"source {status.current}   lag {seconds(status.lag_seconds)}, {size(status.lag_bytes)}   "
+        f"WAL retained {size(status.retained_bytes)}   {_reader(status.slot_active_pid)}\n"
+    )
+    table = grid("TABLE", "STATE", "ROWS", "LAG", "BEHIND", "COPY", right=("ROWS", "LAG", "BEHIND", "COPY"))
+    for entry in status.tables:
+        chunks = f"{entry.chunks_done}/{entry.chunks_total}" if entry.chunks_total else ""
+        table.add_row(
+            str(entry.table),
+            styled_state(entry.state),
+            number(entry.rows),
+            seconds(entry.lag_seconds),
+            size(entry.lag_bytes),
+            chunks,
+        )
+    console.print(table)
+    for entry in status.tables:
+        if entry.reason:
+            console.print(f"\n{entry.table}: {entry.reason}", markup=False)
+            if entry.hint:
+                console.print(f"  next: {entry.hint}", markup=False)
+
+
+def _reader(pid: int | None) -> str:
+    return "slot not in use" if pid is None else f"slot in use by PID {pid}"
+
+
+def show_run(summary: RunSummary, records: Mapping[TableId, TableRecord], duration: float) -> None:
+    """What a `sync` or `follow` did."""
+    console = results_console()
+    if summary.tables:
+        table = grid("TABLE", "STATE", "COPIED", "CHANGES", right=("COPIED", "CHANGES"))
+        for name, done in sorted(summary.tables.items()):
+            state = styled_state(records[name].state) if name in records else "-"
+            table.add_row(str(name), state, number(done.copied_rows), number(done.changes))
+        console.print(table)
+    console.print(_headline(summary, records, duration))
+    for record in _quarantined(records):
+        console.print(f"{record.table} is quarantined: {record.reason}", style="red", markup=False)
+        console.print(f"  next: {record.hint or f'mend it, then: etl-dagster resync {record.table}'}", markup=False)
+
+
+def _headline(summary: RunSummary, records: Mapping[TableId, TableRecord], duration: float) -> str:
+    ready = sum(record.state is TableState.READY for record in records.values())
+    if not summary.tables:
+        return f"Nothing to do: {ready} tables are up to date ({duration:.1f} s)"
+    return f"{ready} tables ready, {summary.changes:,} changes applied in {duration:.1f} s"
+
+
+def _quarantined(records: Mapping[TableId, TableRecord]) -> list[TableRecord]:
+    return [record for record in records.values() if record.state is TableState.QUARANTINED]
+
+
+def run_as_json(summary: RunSummary, records: Mapping[TableId, TableRecord], duration: float) -> dict[str, Any]:
+    """What a `sync` or `follow` did, for programs."""
+    return {
+        "changes": summary.changes,
+        "transactions": summary.transactions,
+        "batches": summary.batches,
+        "position": str(summary.position) if summary.position is not None else None,
+        "max_lag_seconds": round(summary.max_lag_seconds, 3),
+        "seconds": round(duration, 3),
+        "notices": summary.notices,
+        "tables": {str(name): _table_as_json(summary, records[name]) for name in sorted(records)},
+    }
+
+
+def _table_as_json(summary: RunSummary, record: TableRecord) -> dict[str, Any]:
+    done = summary.tables.get(record.table)
+    return {
+        "state": record.state.value,
+        "reason": record.reason,
+        "hint": record.hint,
+        "copied_rows": done.copied_rows if done else None,
+        "changes": done.changes if done else 0,
+    }
