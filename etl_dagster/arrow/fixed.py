@@ -24,21 +24,23 @@ def validity(fields: Fields) -> pa.Buffer | None:
 
 def integers(fields: Fields, dtype: npt.DTypeLike, column: str) -> npt.NDArray[Any]:
     """The values as native integers, 0 where NULL; each must have exactly the width of ``dtype``."""
-    require_width(fields, np.dtype(dtype).itemsize, column)
+    some_null = require_width(fields, np.dtype(dtype).itemsize, column)
     values = gather(fields.data, fields.starts, dtype)
-    values[fields.lengths < 0] = 0
+    if some_null:
+        values[fields.lengths < 0] = 0
     return values
 
 
-def require_width(fields: Fields, width: int, column: str) -> None:
-    """Check that every value that is not NULL has ``width`` bytes."""
+def require_width(fields: Fields, width: int, column: str) -> bool:
+    """Check that every value that is not NULL has ``width`` bytes; returns whether there is a NULL."""
     good = fields.lengths == width
     if good.all():
-        return
+        return False
     good |= fields.lengths == -1
     if not good.all():
         row = int(np.argmin(good))
         raise wrong_length(fields, row, width, column)
+    return True
 
 
 def wrong_length(fields: Fields, row: int, need: int, column: str) -> ProtocolError:

@@ -67,5 +67,6 @@ def _infinite(micros: npt.NDArray[np.int64], days_months: npt.NDArray[np.int64])
     """Since PostgreSQL 17 an interval is infinite when all its parts are at their limit."""
     greatest = (_INT32.max << 32) | _INT32.max
     least = (_INT32.min << 32) | (1 << 31)
-    above = (micros == _INT64.max) & (days_months == greatest)
-    return above | ((micros == _INT64.min) & (days_months == least))
+    infinite: npt.NDArray[np.bool_] = (micros == _INT64.max) & (days_months == greatest)
+    infinite |= (micros == _INT64.min) & (days_months == least)
+    return infinite

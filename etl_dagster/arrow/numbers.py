@@ -1,7 +1,7 @@
 """``numeric``: exact decimals, and exact text where no precision is declared.
 
-On the wire a numeric is four int16 (digit count, weight, sign, display scale) and base-10000 digits; digit ``k`` is worth
-``10000 ** (weight - k)``. Leading and trailing zero digits are not sent.
+On the wire a numeric is four int16 (digit count, weight, sign, display scale) and base-10000 digits; digit ``k`` is
+worth ``10000 ** (weight - k)``. Leading and trailing zero digits are not sent.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _decimals(fields: Fields, numbers: _Numbers, type_: pa.DataType, column: str
     refuse(numbers.sign >= _NAN, "NaN or infinity in a numeric", column)
     precision, scale = type_.precision, type_.scale
     negative = numbers.sign == _NEGATIVE
-    if precision + -scale % 4 <= _WORD_DIGITS:
+    if precision < _WORD_DIGITS and precision + -scale % 4 <= _WORD_DIGITS:
         word, fits = _word(numbers, precision, scale)
         signed = word.view(np.int64)
         np.negative(signed, out=signed, where=negative)
@@ -222,7 +222,7 @@ def _plain_texts(numbers: _Numbers, dscale: int) -> pa.Array:
         return _odd_texts(numbers)
     if dscale:
         magnitude = pc.utf8_lpad(magnitude, dscale + 1, "0")
-        magnitude = pc.binary_replace_slice(magnitude, -dscale, -dscale, ".") if dscale else magnitude
+        magnitude = pc.binary_replace_slice(magnitude, -dscale, -dscale, ".")
     negative = numbers.sign == _NEGATIVE
     if not negative.any():
         return magnitude
@@ -239,7 +239,7 @@ def _one_text(numbers: _Numbers, row: int) -> str:
         return _SPECIAL_TEXT[sign]
     at, count = int(numbers.digits_at[row]), int(numbers.count[row])
     digits = numbers.data[at : at + 2 * count].view(">u2").tolist()
-    whole = "".join(f"{digit:04d}" for digit in digits[: weight + 1] if weight >= 0) if weight >= 0 else ""
+    whole = "".join(f"{digit:04d}" for digit in digits[: max(weight + 1, 0)])
     whole += "0000" * max(weight + 1 - count, 0)
     part = "0000" * max(-weight - 1, 0) + "".join(f"{digit:04d}" for digit in digits[max(weight + 1, 0) :])
     text = (whole.lstrip("0") or "0") + ("." + part[:dscale].ljust(dscale, "0") if dscale else "")

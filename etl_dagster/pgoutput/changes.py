@@ -157,10 +157,12 @@ def _at(fields: Fields, rows: npt.NDArray[np.intp]) -> Fields:
 
 def _same(left: Fields, right: Fields) -> Mask:
     """Where both have the same bytes, or both are NULL."""
-    same = left.lengths == right.lengths
+    same: Mask = left.lengths == right.lengths
     if max(left.lengths.max(initial=0), right.lengths.max(initial=0)) <= 8:
         unused = np.where(left.lengths > 0, 8 * (8 - left.lengths), 64).astype(np.uint64)
         words = (gather(side.data, side.starts, np.uint64) >> unused for side in (left, right))
-        return same & (next(words) == next(words))
+        same &= next(words) == next(words)
+        return same
     equal = pc.equal(binary_array(left), binary_array(right)).fill_null(True)
-    return same & equal.to_numpy(zero_copy_only=False)
+    same &= equal.to_numpy(zero_copy_only=False)
+    return same

@@ -39,12 +39,24 @@ _Rows = npt.NDArray[np.intp]
 
 @dataclass(slots=True)
 class _Story:
-    """What one feed says of one relation: bindings from a message on, changes, the last truncate."""
+    """What one feed says of one relation: bindings from a message on, changes, truncates."""
 
     bindings: list[tuple[int, Binding]] = field(default_factory=list)
     rows: _Rows = field(default_factory=lambda: np.empty(0, np.intp))
     markers: Bytes = field(default_factory=lambda: np.empty(0, np.uint8))
-    truncated: int | None = None
+    truncates: list[int] = field(default_factory=list)
+
+    def in_force(self, row: int) -> Binding:
+        """The binding that a message falls under."""
+        before = [binding for start, binding in self.bindings if start < row]
+        if not before:
+            raise ProtocolError("Change of a relation that was not announced", offset=0, need=1, have=0)
+        return before[-1]
+
+    def last_truncate(self) -> int | None:
+        """The last truncate that the table wanted has seen: none after it drifted."""
+        seen = [row for row in self.truncates if self.in_force(row).readable is not None]
+        return seen[-1] if seen else None
 
 
 class StreamDecoder:
@@ -123,7 +135,7 @@ class StreamDecoder:
             story.markers = (heads[of_relation] >> 24).astype(np.uint8)
         for row in np.flatnonzero(messages.tags == TRUNCATE).tolist():
             for relation in parse_truncate(messages.body(row), int(messages.at[row])).relations:
-                stories.setdefault(relation, self._story(relation)).truncated = row
+                stories.setdefault(relation, self._story(relation)).truncates.append(row)
         for row in np.flatnonzero(messages.tags == _RELATION).tolist():
             relation, binding = self._announce(messages, row)
             stories.setdefault(relation, _Story()).bindings.append((row, binding))
@@ -193,28 +205,20 @@ def _by_relation(relations: npt.NDArray[np.int64]) -> Iterator[tuple[int, _Rows]
 
 def _tell(story: _Story, messages: Messages, text: Messages | None, places: Places) -> TableEvents | None:
     """The events of one relation; None when there are none, or nobody asked for them."""
-    truncated = story.truncated
-    since = -1 if truncated is None else truncated
-    first = int(np.searchsorted(story.rows, since))
-    if not story.bindings or (len(story.rows) and int(story.rows[0]) < story.bindings[0][0]):
-        raise ProtocolError("Change of a relation that was not announced", offset=0, need=1, have=0)
+    if len(story.rows):
+        story.in_force(int(story.rows[0]))
+    truncated = story.last_truncate()
     table = story.bindings[-1][1].table
-    truncated_at = None
-    if truncated is not None and _in_force(story, truncated).readable is not None:
+    truncated_at, first = None, 0
+    if truncated is not None:
         truncated_at = Lsn(int(places.lsn(np.array([truncated]))[0]))
+        first = int(np.searchsorted(story.rows, truncated))
     changes = [
         read_changes(binding, messages, text, story.markers[span], places, story.rows[span])
         for binding, span in _spans(story, first)
         if binding.readable is not None
     ]
     return TableEvents(table, changes, truncated_at) if table and (changes or truncated_at is not None) else None
-
-
-def _in_force(story: _Story, row: int) -> Binding:
-    before = [binding for start, binding in story.bindings if start < row]
-    if not before:
-        raise ProtocolError("Truncate of a relation that was not announced", offset=0, need=1, have=0)
-    return before[-1]
 
 
 def _spans(story: _Story, first: int) -> Iterator[tuple[Binding, slice]]:

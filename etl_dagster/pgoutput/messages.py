@@ -34,9 +34,13 @@ class MessageReader:
         if end < 0:
             rest = len(self._body) - self._at
             raise ProtocolError("String without end", offset=self._offset + self._at, need=rest + 1, have=rest)
-        found = self._body[self._at : end].decode()
+        name = self._body[self._at : end]
         self._at = end + 1
-        return found
+        try:
+            return name.decode()
+        except UnicodeDecodeError:
+            offset = self._offset + end - len(name)
+            raise ProtocolError("Name is not UTF-8", offset=offset, need=len(name), have=len(name)) from None
 
     def finish(self) -> None:
         """Check that nothing is left."""

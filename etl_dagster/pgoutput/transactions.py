@@ -21,7 +21,7 @@ _UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Position, place in the transaction, and commit time of messages; `for_rows` of the messages wanted."""
+    """Position, place in the transaction, and commit time of all messages of one feed."""
 
     transaction: npt.NDArray[np.int64]
     rank: npt.NDArray[np.int64]
@@ -104,7 +104,14 @@ class TransactionClock:
         if len(commits):
             at = messages.at[commits[-1:]]
             self.position = Lsn(int(gather(messages.data, at + 10, np.uint64)[0]))
-            self.newest_commit = _UNIX_EPOCH + timedelta(microseconds=int(_times(messages.data, at + 18)[0]))
+            self.newest_commit = _moment(int(_times(messages.data, at + 18)[0]), int(at[0]) + 18)
+
+
+def _moment(microseconds: int, offset: int) -> datetime:
+    try:
+        return _UNIX_EPOCH + timedelta(microseconds=microseconds)
+    except OverflowError:
+        raise ProtocolError("Commit time out of range", offset=offset, need=8, have=8) from None
 
 
 def _times(data: Bytes, at: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

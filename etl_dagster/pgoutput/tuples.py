@@ -130,15 +130,15 @@ def _take_column(data: Bytes, at: Positions, ends: Positions) -> tuple[Values, P
     after = starts + lengths.view(np.uint32)
     if not plain:
         sized = (kinds == BINARY) | (kinds == TEXT)
+        _check_kinds(kinds, sized, at, ends)
         lengths = np.where(sized, lengths, np.int32(-1))
         after = np.where(sized, after, at + 1)
     check(after <= ends, at, ends, lengths, "Value is cut off")
-    if not plain:
-        _check_kinds(kinds, sized, at)
     return Values(Fields(data, starts, lengths), kinds, plain), after
 
 
-def _check_kinds(kinds: Bytes, sized: Mask, at: Positions) -> None:
+def _check_kinds(kinds: Bytes, sized: Mask, at: Positions, ends: Positions) -> None:
+    check(at < ends, at, ends, 1, "Value is cut off")
     good = sized | (kinds == NULL) | (kinds == UNCHANGED)
     if not good.all():
         row = int(np.argmin(good))

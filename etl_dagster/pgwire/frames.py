@@ -19,6 +19,7 @@ from etl_dagster.pgwire.gather import PADDING, Bytes, Positions, gather, padded
 
 COPY_SIGNATURE = b"PGCOPY\n\xff\r\n\x00"
 _COPY_DATA = ord("d")
+_Run = tuple[Positions, Positions]  # starts and ends of consecutive tuples
 _HEAD = 5  # letter and length of a message
 _FIXED_HEADER = len(COPY_SIGNATURE) + 8  # then flags and the length of the extension
 _NOTHING = np.empty(0, np.int64)
@@ -29,7 +30,8 @@ _SEARCHED = 128 * 1024  # bytes searched at once: what the fastest cache holds s
 class Frames:
     """Tuples of a binary COPY, each from its field count on.
 
-    ``data`` ends in at least `PADDING` bytes behind the last tuple. Neither the COPY header nor its trailer is part of any frame.
+    ``data`` ends in at least `PADDING` bytes behind the last tuple. Neither the COPY header nor its trailer is part of
+    any frame.
     """
 
     data: Bytes
@@ -88,8 +90,8 @@ def _int32(data: Bytes, at: int) -> int:
 class CopyOutStream:
     """Reads what the backend sends in answer to one ``COPY … TO STDOUT (FORMAT binary)``, up to ReadyForQuery.
 
-    It does no I/O: give it the bytes that came off the socket, in blocks of any size (a megabyte or so is best), and take
-    the tuples that are complete.
+    It does no I/O: give it the bytes that came off the socket, in blocks of any size (a megabyte is best), and take the
+    tuples that are complete.
     """
 
     def __init__(self) -> None:
@@ -138,26 +140,22 @@ class CopyOutStream:
         return self._split(buffer, len(buffer) - PADDING)
 
     def _split(self, data: Bytes, end: int) -> Frames:
-        starts: list[Positions] = []
-        ends: list[Positions] = []
-        at = 0
-        for run_starts, run_ends in self._runs(data, end):
-            starts.append(run_starts)
-            ends.append(run_ends)
-        at = self._stopped_at
-        self._keep(data[at:end].tobytes())
-        self._consumed += at
-        if len(starts) == 1:
-            return Frames(data, starts[0], ends[0])
-        return Frames(data, np.concatenate(starts or [_NOTHING]), np.concatenate(ends or [_NOTHING]))
+        runs, stopped_at = self._runs(data, end)
+        self._keep(data[stopped_at:end].tobytes())
+        self._consumed += stopped_at
+        if len(runs) == 1:
+            return Frames(data, *runs[0])
+        starts, ends = ([_NOTHING, *(run[side] for run in runs)] for side in (0, 1))
+        return Frames(data, np.concatenate(starts), np.concatenate(ends))
 
     def _keep(self, rest: bytes) -> None:
         self._partial = [rest] if rest else []
         self._partial_bytes = len(rest)
         self._awaited = _HEAD if len(rest) < _HEAD else 1 + int.from_bytes(rest[1:5], "big", signed=True)
 
-    def _runs(self, data: Bytes, end: int) -> Iterator[tuple[Positions, Positions]]:
-        """Yield stretches of frames; leaves the position of the first incomplete message in ``_stopped_at``."""
+    def _runs(self, data: Bytes, end: int) -> tuple[list[_Run], int]:
+        """Stretches of frames, and where the first incomplete message begins."""
+        runs: list[_Run] = []
         at = 0
         chain: _Chain | None = None
         while True:
@@ -166,13 +164,12 @@ class CopyOutStream:
             if chain is not None:
                 for run in chain.follow(at):
                     at = int(run[1][-1])
-                    yield run
+                    runs.append(run)
             size = self._message_size(data, at, end)
             if size is None:
-                self._stopped_at = at
-                return
+                return runs, at
             if (frame := self._message(data, at, at + size)) is not None:
-                yield frame
+                runs.append(frame)
             at += size
 
     def _message_size(self, data: Bytes, at: int, end: int) -> int | None:
@@ -184,7 +181,7 @@ class CopyOutStream:
             raise ProtocolError("Message length is too small", offset=self._consumed + at, need=_HEAD, have=size)
         return size if size <= end - at else None
 
-    def _message(self, data: Bytes, at: int, end: int) -> tuple[Positions, Positions] | None:
+    def _message(self, data: Bytes, at: int, end: int) -> _Run | None:
         """Take one message; returns its tuple when it carries one."""
         tag = chr(data[at])
         if tag == "d":
@@ -211,7 +208,7 @@ class CopyOutStream:
             raise ProtocolError("COPY is not in binary format", offset=self._consumed + at, need=1, have=body[0])
         self._columns = int.from_bytes(body[1:3], "big")
 
-    def _copy_data(self, data: Bytes, start: int, end: int) -> tuple[Positions, Positions] | None:
+    def _copy_data(self, data: Bytes, start: int, end: int) -> _Run | None:
         start += _header_length(data, start, end)
         if start == end or _is_trailer(data, start, end):
             return None
@@ -231,7 +228,7 @@ class _Chain:
         self._ends = ends
         self._breaks = np.flatnonzero(ends[:-1] != self._starts[1:])
 
-    def follow(self, at: int) -> Iterator[tuple[Positions, Positions]]:
+    def follow(self, at: int) -> Iterator[_Run]:
         """Yield the frames that lead on from ``at`` without a gap, ``at`` being a message boundary."""
         while True:
             first = int(np.searchsorted(self._starts, at))

@@ -1,0 +1,1 @@
+"""Decoding, with a real server as the oracle."""
