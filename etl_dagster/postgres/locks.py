@@ -14,7 +14,8 @@ from etl_dagster.postgres.sessions import Connection, fetch_one
 # Held by those who write rows, and by DDL that rewrites them. Not ShareUpdateExclusiveLock: that is vacuum.
 WRITE_MODES = ("RowExclusiveLock", "ShareRowExclusiveLock", "ExclusiveLock", "AccessExclusiveLock")
 
-# A prepared transaction keeps its locks without a process; its dummy virtual transaction is -1/xid.
+# A prepared transaction keeps its locks, and the virtual transaction that it had, without a process; the lock on its
+# own transaction id leads to its name.
 _WRITERS = """
 WITH wanted AS (
     SELECT root, coalesce(part.relid, root) AS relation
@@ -25,7 +26,9 @@ SELECT DISTINCT l.virtualtransaction, w.root, l.pid,
        coalesce(a.xact_start, x.prepared)
 FROM pg_locks l JOIN wanted w ON w.relation = l.relation
 LEFT JOIN pg_stat_activity a ON a.pid = l.pid
-LEFT JOIN pg_prepared_xacts x ON l.pid IS NULL AND l.virtualtransaction = '-1/' || x.transaction
+LEFT JOIN pg_locks own ON l.pid IS NULL AND own.pid IS NULL AND own.locktype = 'transactionid'
+  AND own.virtualtransaction = l.virtualtransaction
+LEFT JOIN pg_prepared_xacts x ON x.transaction = own.transactionid
 WHERE l.locktype = 'relation' AND l.granted AND l.mode = ANY(%(modes)s)
   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
   AND l.pid IS DISTINCT FROM pg_backend_pid()

@@ -160,6 +160,8 @@ def is_cut_off(connection: Connection) -> bool:
     if connection.closed:
         return True
     try:
+        # The server's last words come first, and only behind them the end of the stream.
+        connection.pgconn.consume_input()
         connection.pgconn.consume_input()
     except psycopg.OperationalError:
         connection.close()

@@ -121,13 +121,13 @@ def test_odd_names_come_through(connect: Connect, source: PostgresSource) -> Non
     assert table.key[0].name == "Ключ %s"
 
 
-def test_thousands_of_tables_take_seconds(connect: Connect, source: PostgresSource) -> None:
+def test_hundreds_of_tables_take_no_query_each(connect: Connect, source: PostgresSource) -> None:
     connect().execute(
-        "do $$ begin for i in 1..2000 loop execute format('create table t%s(id int primary key, a text)', i);"
+        "do $$ begin for i in 1..600 loop execute format('create table t%s(id int primary key, a text)', i);"
         " end loop; end $$"
     )
     source.prepare_publication()
     started = time.monotonic()
 
-    assert len(source.tables()) == 2000
-    assert time.monotonic() - started < 2
+    assert len(source.tables()) == 600
+    assert time.monotonic() - started < 1

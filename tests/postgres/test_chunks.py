@@ -1,0 +1,267 @@
+"""Copying in ranges of blocks under snapshots, and reading rows by key."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg
+import pyarrow as pa
+import pytest
+
+from etl_dagster.errors import ErrorKind, EtlError
+from etl_dagster.model import TableId, TableSchema
+from etl_dagster.postgres import PostgresSource
+from tests.conftest import Connect
+from tests.postgres.conftest import MakeSource
+
+
+def published(source: PostgresSource, name: str = "t", schema: str = "public") -> TableSchema:
+    source.prepare_publication()
+    return source.tables()[TableId(schema, name)]
+
+
+def read_all(source: PostgresSource, table: TableSchema, chunk_bytes: int = 1 << 20) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for plan in source.plan_chunks(table, chunk_bytes):
+        with source.read_chunk(table, plan.relation, plan.first_block, plan.last_block) as reader:
+            rows += [row for batch in reader for row in batch.to_pylist()]
+    return rows
+
+
+def test_ranges_cover_the_table_and_rows_come_once(connect: Connect, source: PostgresSource) -> None:
+    connect().execute(
+        "create table t(id int primary key, v text);"
+        "insert into t select i, repeat('x', 200) from generate_series(1, 20000) i; analyze t"
+    )
+    table = published(source)
+
+    plans = source.plan_chunks(table, 1 << 20)
+
+    assert len(plans) > 3
+    assert [plan.last_block for plan in plans].count(None) == 1
+    assert sum(plan.rows for plan in plans) == pytest.approx(20000, rel=0.1)
+    assert sorted(row["id"] for row in read_all(source, table)) == list(range(1, 20001))
+
+
+def test_the_last_range_takes_in_what_is_appended_later(connect: Connect, source: PostgresSource) -> None:
+    admin = connect()
+    admin.execute("create table t(id int primary key, v text); insert into t values (0, '')")
+    table = published(source)
+    (plan,) = source.plan_chunks(table, 8192)
+    admin.execute("insert into t select i, repeat('x', 500) from generate_series(1, 1000) i")
+
+    with source.read_chunk(table, plan.relation, plan.first_block, plan.last_block) as reader:
+        assert sum(batch.num_rows for batch in reader) == 1001
+
+
+def test_an_empty_table_is_one_range_without_rows(connect: Connect, source: PostgresSource) -> None:
+    connect().execute("create table t(id int primary key)")
+    table = published(source)
+
+    assert [(p.first_block, p.last_block, p.rows) for p in source.plan_chunks(table, 8192)] == [(0, None, 0)]
+    assert read_all(source, table) == []
+
+
+def test_the_position_covers_what_the_snapshot_sees(connect: Connect, source: PostgresSource) -> None:
+    admin = connect()
+    admin.execute("create table t(id int primary key); insert into t values (1)")
+    table = published(source)
+    before = admin.execute("select pg_current_wal_insert_lsn() - '0/0'").fetchone()
+    with source.read_chunk(table, table.oid, 0, None) as reader:
+        admin.execute("insert into t values (2)")
+
+        assert [row["id"] for batch in reader for row in batch.to_pylist()] == [1]
+        assert before is not None
+        assert reader.seen_lsn >= before[0]
+        assert reader.seen_lsn < source.current_position()
+        assert abs((datetime.now(UTC) - reader.taken_at).total_seconds()) < 60
+
+
+def test_a_rewrite_shows_in_the_filenode(connect: Connect, source: PostgresSource) -> None:
+    admin = connect()
+    admin.execute("create table t(id int primary key); insert into t select generate_series(1, 100)")
+    table = published(source)
+    (plan,) = source.plan_chunks(table, 1 << 20)
+    with source.read_chunk(table, plan.relation, 0, None) as reader:
+        list(reader)
+        assert reader.filenode == plan.filenode != 0
+    admin.execute("vacuum full t")
+    with source.read_chunk(table, plan.relation, 0, None) as reader:
+        assert sum(batch.num_rows for batch in reader) == 100
+        assert reader.filenode != plan.filenode
+
+
+def test_partitions_of_other_column_order_are_read_by_name(connect: Connect, source: PostgresSource) -> None:
+    connect().execute(
+        "create table r(id int, v text, w int, primary key (id)) partition by range (id);"
+        "create table r1 partition of r for values from (0) to (10);"
+        "create table r2(gone int, w int, v text, id int not null); alter table r2 drop column gone;"
+        "alter table r attach partition r2 for values from (10) to (20);"
+        "create table deep partition of r for values from (20) to (40) partition by range (id);"
+        "create table deeper partition of deep for values from (20) to (30);"
+        "insert into r select i, 'v' || i, i * 2 from generate_series(0, 29) i"
+    )
+    table = published(source, "r")
+
+    rows = read_all(source, table)
+
+    assert len(source.plan_chunks(table, 1 << 20)) == 3
+    assert sorted(rows, key=lambda row: row["id"]) == [{"id": i, "v": f"v{i}", "w": i * 2} for i in range(30)]
+
+
+def test_inherited_rows_belong_to_the_child(connect: Connect, source: PostgresSource) -> None:
+    connect().execute(
+        "create table t(id int primary key); create table child() inherits (t);"
+        "insert into t values (1); insert into child values (2)"
+    )
+    table = published(source)
+
+    assert read_all(source, table) == [{"id": 1}]
+    with source.read_keys(table, pa.table({"id": pa.array([1, 2], pa.int32())})) as reader:
+        assert [row for batch in reader for row in batch.to_pylist()] == [{"id": 1}]
+
+
+def test_row_filter_and_column_list_apply(connect: Connect, source: PostgresSource) -> None:
+    connect().execute(
+        "create schema f; create function f.big(i int) returns bool immutable language sql as 'select i > 3';"
+        "create table t(id int primary key, a text, secret text);"
+        "insert into t select i, 'a', 's' from generate_series(1, 5) i;"
+        "create publication p for table t (id, a) where (id > 3 and a = 'a')"
+    )
+    table = published(source)
+
+    assert read_all(source, table) == [{"id": 4, "a": "a"}, {"id": 5, "a": "a"}]
+    with source.read_keys(table, pa.table({"id": pa.array([1, 5], pa.int32())})) as reader:
+        assert [row for batch in reader for row in batch.to_pylist()] == [{"id": 5, "a": "a"}]
+
+
+def test_types_without_a_binary_decoder_arrive_as_printed(connect: Connect, source: PostgresSource) -> None:
+    connect().execute(
+        "create type pair as (a int, b text); create table t(id int primary key, n inet, p pair, h xid);"
+        "insert into t values (1, '10.0.0.1', '(1,\"x y\")', '7'), (2, null, null, null), (3, '::1', '(,)', '8')"
+    )
+    table = published(source)
+
+    assert read_all(source, table) == [
+        {"id": 1, "n": "10.0.0.1", "p": '(1,"x y")', "h": "7"},
+        {"id": 2, "n": None, "p": None, "h": None},
+        {"id": 3, "n": "::1", "p": "(,)", "h": "8"},
+    ]
+
+
+def test_odd_names_are_quoted(connect: Connect, source: PostgresSource) -> None:
+    connect().execute(
+        'create schema "Sch ""ema"; create table "Sch ""ema"."列 ж % le" ("Id ""x"" %s" int primary key, "SELECT" text);'
+        'insert into "Sch ""ema"."列 ж % le" values (1, \'a\')'
+    )
+    table = published(source, "列 ж % le", 'Sch "ema')
+
+    assert read_all(source, table) == [{'Id "x" %s': 1, "SELECT": "a"}]
+    with source.read_keys(table, pa.table({"k": pa.array([1], pa.int32())})) as reader:
+        assert sum(batch.num_rows for batch in reader) == 1
+
+
+@pytest.mark.parametrize("through_libpq", [False, True])
+def test_keys_of_many_types_find_their_rows(connect: Connect, make_source: MakeSource, through_libpq: bool) -> None:
+    connect().execute(
+        "create domain code as varchar(20); create type mood as enum ('sad', 'ok');"
+        "create table t(c code, n numeric, z timestamptz, u uuid, y bytea, m mood, b bool, d date,"
+        " primary key (c, n, z, u, y, m, b, d));"
+        "insert into t select 'it''s \"' || i, i / 10.0, timestamptz '2024-01-01' + i * interval '1 us',"
+        " lpad(i::text, 32, '0')::uuid, ('\\x' || lpad(i::text, 4, '0'))::bytea, 'ok', i % 2 = 0, 'infinity'"
+        " from generate_series(1, 12000) i"
+    )
+    source = make_source(through_libpq=through_libpq)
+    table = published(source)
+    everything = pa.Table.from_pylist([])
+    with source.read_chunk(table, table.oid, 0, None) as reader:
+        everything = pa.Table.from_batches(list(reader))
+    keys = everything.take(list(range(0, 12000, 2)))
+
+    with source.read_keys(table, keys) as reader:
+        found = pa.Table.from_batches(list(reader))
+        assert reader.filenode == 0
+
+    assert found.sort_by("n").equals(keys.sort_by("n"))
+
+
+def test_no_keys_find_nothing(connect: Connect, source: PostgresSource) -> None:
+    connect().execute("create table t(id int primary key); insert into t values (1)")
+    table = published(source)
+
+    with source.read_keys(table, pa.table({"id": pa.array([], pa.int32())})) as reader:
+        assert list(reader) == []
+        assert reader.seen_lsn > 0
+
+
+def test_chunks_are_read_beside_each_other(connect: Connect, source: PostgresSource) -> None:
+    connect().execute(
+        "create table t(id int primary key, v text);"
+        "insert into t select i, repeat('x', 200) from generate_series(1, 30000) i"
+    )
+    table = published(source)
+
+    def count(plan: Any) -> int:
+        with source.read_chunk(table, plan.relation, plan.first_block, plan.last_block) as reader:
+            return sum(batch.num_rows for batch in reader)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(count, source.plan_chunks(table, 1 << 20))) == 30000
+
+
+def test_a_chunk_left_early_leaves_nothing_behind(connect: Connect, source: PostgresSource) -> None:
+    admin = connect()
+    admin.execute(
+        "create table t(id int primary key, v text);"
+        "insert into t select i, repeat('x', 200) from generate_series(1, 200000) i"
+    )
+    table = published(source)
+    with source.read_chunk(table, table.oid, 0, None) as reader:
+        next(iter(reader))
+
+    # What was ended or cancelled is gone once the lock can be had.
+    admin.execute("set lock_timeout = '10s'; lock table t in access exclusive mode")
+    with source.read_chunk(table, table.oid, 0, 1) as reader:
+        assert sum(batch.num_rows for batch in reader) > 0
+
+
+def test_a_table_dropped_meanwhile_concerns_that_table(connect: Connect, source: PostgresSource) -> None:
+    admin = connect()
+    admin.execute("create table t(id int primary key, v int)")
+    table = published(source)
+    admin.execute("alter table t rename v to w")
+    with pytest.raises(EtlError) as renamed, source.read_chunk(table, table.oid, 0, None) as reader:
+        list(reader)
+    admin.execute("drop table t")
+    with pytest.raises(EtlError) as dropped, source.read_chunk(table, table.oid, 0, None) as reader:
+        list(reader)
+
+    assert (renamed.value.kind, renamed.value.table) == (ErrorKind.TABLE, "public.t")
+    assert (dropped.value.kind, dropped.value.table) == (ErrorKind.TABLE, "public.t")
+
+
+def test_a_server_that_ends_the_session_is_unavailable(connect: Connect, source: PostgresSource) -> None:
+    admin = connect()
+    admin.execute(
+        "create table t(id int primary key, v text);"
+        "insert into t select i, repeat('x', 500) from generate_series(1, 200000) i"
+    )
+    table = published(source)
+    with pytest.raises(EtlError) as ended:  # noqa: PT012  the session ends amid the read
+        with source.read_chunk(table, table.oid, 0, None) as reader:
+            next(iter(reader))
+            _end_copies(admin)
+            list(reader)
+
+    assert ended.value.kind is ErrorKind.SOURCE_UNAVAILABLE
+    with source.read_chunk(table, table.oid, 0, 1) as reader:
+        assert sum(batch.num_rows for batch in reader) > 0
+
+
+def _end_copies(admin: psycopg.Connection[Any]) -> None:
+    admin.execute(
+        "select pg_terminate_backend(pid, 10000) from pg_stat_activity"
+        " where datname = current_database() and pid <> pg_backend_pid()"
+    )

@@ -1,0 +1,141 @@
+"""The doctor's lines: each passes, or says what to do."""
+
+from __future__ import annotations
+
+import psycopg
+import pytest
+
+from etl_dagster.postgres import CheckResult, check
+from etl_dagster.testing.server import PostgresServer, free_port
+from tests.conftest import Connect
+from tests.postgres.conftest import MakeSource, source_config
+
+
+def line(results: list[CheckResult], name: str) -> CheckResult:
+    found = [result for result in results if result.name == name]
+    assert len(found) == 1, results
+    return found[0]
+
+
+def failures(results: list[CheckResult]) -> list[str]:
+    for result in results:
+        assert result.detail
+        assert result.passed or result.todo
+    return [result.name for result in results if not result.passed]
+
+
+def test_a_ready_source_passes_every_line(connect: Connect, make_source: MakeSource, database: str) -> None:
+    connect().execute("create table t(id int primary key)")
+    config = source_config(database)
+
+    assert failures(check(config)) == []
+
+    source = make_source(config)
+    source.prepare_publication()
+    source.create_slot()
+    results = check(config)
+
+    assert failures(results) == []
+    assert "all 1 tables have a key" in line(results, "keys").detail
+
+
+def test_a_wrong_dsn_is_one_failing_line() -> None:
+    results = check(source_config(f"postgresql://u:hunter2@127.0.0.1:{free_port()}/d"))
+
+    assert failures(results) == ["connection"]
+    assert "hunter2" not in str(results)
+
+
+def test_tables_without_key_are_named_with_the_choices(connect: Connect, database: str) -> None:
+    connect().execute(
+        'create table good(id int primary key); create table "No key"(a int);'
+        "create table listed(id int primary key, v int);"
+        'create publication p for table good, "No key", listed (v)'
+    )
+    results = check(source_config(database, name="p", create=False))
+
+    assert failures(results) == ["key of public.No key", "key of public.listed"]
+    todo = line(results, "key of public.No key").todo
+    assert 'ALTER TABLE "public"."No key" ADD PRIMARY KEY' in todo
+    assert "REPLICA IDENTITY USING INDEX" in todo
+    assert "exclude" in todo
+
+
+def test_a_missing_publication_that_may_not_be_made_fails(connect: Connect, database: str) -> None:
+    connect().execute("create table t(id int primary key)")
+    result = line(check(source_config(database, create=False, tables=["t"])), "publication")
+
+    assert not result.passed
+    assert 'CREATE PUBLICATION "p" FOR TABLE "public"."t"' in result.todo
+
+
+@pytest.mark.parametrize("wanted", [{"tables": ["Typo"]}, {"tables": ["x*"]}])
+def test_a_publication_of_nothing_fails(connect: Connect, database: str, wanted: dict[str, object]) -> None:
+    connect().execute("create table t(id int primary key)")
+
+    assert failures(check(source_config(database, **wanted))) == ["publication"]
+
+
+def test_a_plain_role_fails_where_it_lacks_something(connect: Connect, database: str) -> None:
+    admin = connect()
+    admin.execute("create table t(id int primary key); create table u(id int primary key)")
+    admin.execute("create publication existing for table t")
+    admin.execute("create role plain_doctor login")
+    try:
+        dsn = database.replace("postgres@", "plain_doctor@")
+        results = check(source_config(dsn, name="existing", create=False))
+        assert failures(results) == ["replication privilege", "select privilege"]
+        assert 'ALTER ROLE "plain_doctor" REPLICATION' in line(results, "replication privilege").todo
+        assert "GRANT SELECT" in line(results, "select privilege").todo
+
+        unmade = line(check(source_config(dsn, tables=["u"])), "publication")
+        assert "lacks CREATE on the database" in unmade.detail
+    finally:
+        admin.execute("drop role plain_doctor")
+
+
+def test_a_slot_in_use_names_its_holder(connect: Connect, make_source: MakeSource, database: str) -> None:
+    connect().execute("create table t(id int primary key)")
+    source = make_source()
+    source.prepare_publication()
+    source.create_slot()
+    name = source.config.slot.name
+    with psycopg.connect(database, replication="database", autocommit=True, application_name="intruder") as other:
+        other.pgconn.send_query(
+            f"START_REPLICATION SLOT {name} LOGICAL 0/0 (proto_version '1', publication_names 'p')".encode()
+        )
+        other.pgconn.get_result()
+        result = line(check(source.config), "slot")
+        other.close()
+
+    assert not result.passed
+    assert "intruder" in result.detail
+
+
+def test_settings_of_a_server_that_is_not_ready_fail() -> None:
+    settings = {"wal_level": "replica", "max_replication_slots": "1"}
+    with PostgresServer.temporary(settings=settings) as server:
+        with psycopg.connect(server.dsn, autocommit=True) as admin:
+            admin.execute("create table t(id int primary key); select pg_create_physical_replication_slot('theirs')")
+        results = check(source_config(server.dsn))
+
+    assert failures(results) == ["wal_level", "max_replication_slots"]
+    assert "ALTER SYSTEM SET wal_level" in line(results, "wal_level").todo
+
+
+def test_a_lost_slot_fails() -> None:
+    settings = {"max_slot_wal_keep_size": "1MB", "min_wal_size": "32MB", "max_wal_size": "32MB"}
+    with PostgresServer.temporary(settings=settings) as server:
+        config = source_config(server.dsn)
+        with psycopg.connect(server.dsn, autocommit=True) as admin:
+            admin.execute("create table t(id int primary key)")
+            admin.execute("select pg_create_logical_replication_slot(%s, 'pgoutput')", [config.slot.name])
+            for _ in range(3):
+                admin.execute("select pg_switch_wal(); insert into t select coalesce(max(id), 0) + 1 from t")
+            admin.execute("checkpoint")
+            lost = admin.execute("select wal_status from pg_replication_slots").fetchone()
+        result = line(check(config), "slot")
+
+    assert lost == ("lost",)
+    assert not result.passed
+    assert "pg_drop_replication_slot" in result.todo
