@@ -131,9 +131,8 @@ class Replicator:
 
     def sync(self, *, stop: Stop | None = None) -> None:
         """Copy what needs it and catch up to the source's present end."""
-        self.begin_copies()
-        self.copy(stop=stop)
-        self.apply(stop=stop)
+        goal = self._source.current_position()
+        self._run(lambda: passed(self.position, goal) and not self._tables.unfinished(), stop)
 
     def copy(self, *, stop: Stop | None = None) -> None:
         """Go on until no table waits for its copy; the stream is applied meanwhile."""

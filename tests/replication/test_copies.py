@@ -10,10 +10,10 @@ import psycopg
 from etl_dagster.model import TableId
 from etl_dagster.store.base import TableState
 
-SMALL_CHUNKS = {"chunk_bytes": 8192 * 4, "refresh_seconds": 0.2, "idle_poll_seconds": 0.02}
+SMALL_CHUNKS = {"chunk_bytes": 8192 * 2, "copy_connections": 1, "refresh_seconds": 0.2, "idle_poll_seconds": 0.02}
 
 
-def _table(scenario, rows: int = 5000) -> None:
+def _table(scenario, rows: int = 20000) -> None:
     scenario.execute(
         "create table t (id int primary key, v text, big text)",
         "alter table t alter big set storage external",
@@ -58,10 +58,10 @@ def test_writes_of_all_kinds_during_a_copy(scenario) -> None:
             scenario,
             "update t set v = 'changed' where id % 3 = 0",
             "delete from t where id % 7 = 0",
-            "insert into t select i, 'new' from generate_series(10001, 10500) i",
+            "insert into t select i, 'new' from generate_series(30001, 30500) i",
             "update t set id = id + 100000 where id % 11 = 0",
             "update t set v = v || '!' where id > 100000",
-            "insert into t select i, 'back' from generate_series(1, 5000) i where i % 77 = 0 on conflict do nothing",
+            "insert into t select i, 'back' from generate_series(1, 20000) i where i % 77 = 0 on conflict do nothing",
         ),
     )
     scenario.assert_equal("t")
@@ -76,7 +76,7 @@ def test_a_truncate_during_a_copy(scenario) -> None:
 
 def test_a_rewrite_during_a_copy_starts_it_over(scenario) -> None:
     _table(scenario)
-    scenario.use(replication={**SMALL_CHUNKS, "copy_connections": 1})
+    scenario.use(replication=SMALL_CHUNKS)
     _sync(scenario, StepByStep(scenario, "delete from t where id < 2000", "vacuum full t"))
     scenario.assert_equal("t")
 
@@ -91,7 +91,7 @@ def test_unchanged_toast_of_rows_that_move_during_a_copy(scenario) -> None:
             "update t set id = id + 200000 where id % 50 = 0",
             "update t set v = 'moved' where id > 200000",
             "update t set id = id - 200000 where id > 200000 and id % 100 = 0",
-            "insert into t select i, 'other' from generate_series(50, 4950, 100) i",
+            "insert into t select i, 'other' from generate_series(50, 19950, 100) i",
         ),
     )
     scenario.assert_equal("t")
@@ -155,7 +155,7 @@ def test_the_slot_keeps_moving_while_a_copy_waits(scenario) -> None:
 
 def test_a_process_that_dies_in_a_copy_leaves_finished_chunks_to_the_next(scenario) -> None:
     _table(scenario)
-    scenario.use(replication={**SMALL_CHUNKS, "copy_connections": 1})
+    scenario.use(replication=SMALL_CHUNKS)
 
     class Dies(StepByStep):
         def copy_progressed(self, progress) -> None:
@@ -196,6 +196,6 @@ def test_partitioned_tables_are_copied_through_their_root(scenario) -> None:
     )
     scenario.execute("create publication pub_root for table p with (publish_via_partition_root = true)")
     scenario.sync()
-    scenario.execute("update p set v = 'w' where id < 50", "update p set day = day + 31 where id = 100", "delete from p where id = 3")
+    scenario.execute("update p set v = 'w' where id < 50", "update p set day = day - 31 where id = 100", "delete from p where id = 3")
     scenario.sync()
     scenario.assert_equal("p")

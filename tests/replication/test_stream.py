@@ -9,7 +9,7 @@ from etl_dagster.store.base import TableState
 
 ORDERS = """create table orders (id bigint primary key, customer int not null, amount numeric(12, 2), note text,
     created timestamptz default now(), tags text[], details jsonb)"""
-FILL = """insert into orders select i, i % 10, i * 1.5, 'note ' || i, timestamptz '2024-01-01' + i * interval '1 s',
+FILL = """insert into orders select i, i %% 10, i * 1.5, 'note ' || i, timestamptz '2024-01-01' + i * interval '1 s',
     array['a', 'b' || i], jsonb_build_object('n', i) from generate_series(%s, %s) i"""
 
 
@@ -100,10 +100,10 @@ def test_a_type_without_binary_decoder_arrives_as_the_servers_text(scenario) -> 
     scenario.execute(
         "create type pair as (a int, b text)",
         "create table odd (id int primary key, p pair, r int4range, i inet, b bit(3), m money, pt point)",
-        "insert into odd select i, row(i, 'x'), int4range(i, i + 5), '10.0.0.1', b'101', 12.5, '(1,2)' from generate_series(1, 10) i",
+        "insert into odd select i, row(i, 'x'::text)::pair, int4range(i, i + 5), '10.0.0.1', b'101', 12.5, '(1,2)' from generate_series(1, 10) i",
     )
     scenario.sync()
-    scenario.execute("update odd set p = row(7, 'it''s'), r = 'empty', i = '::1/64' where id < 4", "delete from odd where id = 9")
+    scenario.execute("update odd set p = row(7, 'it''s'::text)::pair, r = 'empty', i = '::1/64' where id < 4", "delete from odd where id = 9")
     scenario.sync()
     scenario.assert_equal("odd")
 
