@@ -23,9 +23,7 @@ FOLDER = Path("dagster_home/example")
 # With a password, give it as dagster.EnvVar("..."): the UI shows the variable's name, never its value.
 EXAMPLE = PipelineParts(
     name="example",
-    source=PostgresSourceResource(
-        host="127.0.0.1", port=5432, database="postgres", user="postgres", schemas=[SCHEMA], slot="example"
-    ),
+    source=PostgresSourceResource(host="127.0.0.1", port=5432, database="postgres", user="postgres", schemas=[SCHEMA]),
     destination=DuckDBDestinationResource(path=str(FOLDER / "warehouse.duckdb")),
     store=StoreResource(path=str(FOLDER / "state.sqlite")),
 )

@@ -42,8 +42,9 @@ class MicroBatch:
             description=f"Micro-batch of pipeline {self.parts.name}",
             node_defs=[self._truncate(), self._bulk_write(), self._event_write()],
             dependencies={
-                BULK_WRITE: {"start": dg.DependencyDefinition(TRUNCATE)},
-                EVENT_WRITE: {"start": dg.DependencyDefinition(BULK_WRITE)},
+                self._node(TRUNCATE): {},
+                self._node(BULK_WRITE): {"start": dg.DependencyDefinition(TRUNCATE)},
+                self._node(EVENT_WRITE): {"start": dg.DependencyDefinition(BULK_WRITE)},
             },
             input_mappings=[_input(name) for name in self._inputs()],
             output_mappings=[dg.OutputMapping(name, EVENT_WRITE, name) for name in self._outputs()],
@@ -64,6 +65,13 @@ class MicroBatch:
         specs = {spec.key: spec for spec in (self.translator.live_spec(*item) for item in self.tables.items())}
         return assets.map_asset_specs(lambda spec: specs[spec.key])
 
+    def _op_name(self, step: str) -> str:
+        """Two ops of one name must not meet in a code location of several pipelines."""
+        return f"{self.parts.names.group}__{step}"
+
+    def _node(self, step: str) -> dg.NodeInvocation:
+        return dg.NodeInvocation(self._op_name(step), alias=step)
+
     def _inputs(self) -> Mapping[str, TableId]:
         return {output_name(self.translator.sync_key(table)): table for table in self.tables}
 
@@ -71,7 +79,7 @@ class MicroBatch:
         return {output_name(self.translator.live_key(table)): table for table in self.tables}
 
     def _truncate(self) -> dg.OpDefinition:
-        @dg.op(name=TRUNCATE, out=dg.Out(dg.Nothing), required_resource_keys={self.parts.names.session})
+        @dg.op(name=self._op_name(TRUNCATE), out=dg.Out(dg.Nothing), required_resource_keys={self.parts.names.session})
         def truncate_tables(context: dg.OpExecutionContext) -> None:
             """Give every table that waits for its copy an empty staging area."""
             with errors_as_failures():
@@ -85,7 +93,7 @@ class MicroBatch:
 
     def _bulk_write(self) -> dg.OpDefinition:
         @dg.op(
-            name=BULK_WRITE,
+            name=self._op_name(BULK_WRITE),
             ins={"start": dg.In(dg.Nothing)},
             out=dg.Out(dg.Nothing),
             required_resource_keys={self.parts.names.session},
@@ -102,7 +110,7 @@ class MicroBatch:
         nothing = dg.In(dg.Nothing)
 
         @dg.op(
-            name=EVENT_WRITE,
+            name=self._op_name(EVENT_WRITE),
             ins={"start": nothing, **dict.fromkeys(self._inputs(), nothing)},
             out={name: dg.Out(dg.Nothing, is_required=False) for name in self._outputs()},
             required_resource_keys={self.parts.names.session},

@@ -6,6 +6,7 @@ UI shows by name. A literal secret would be shown as it is.
 
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 from pydantic import BaseModel, Field, SecretStr
@@ -28,21 +29,21 @@ class ConfigResource(dg.ConfigurableResource[object], ABC):
 class PostgresSourceResource(ConfigResource):
     """The database to replicate from: connection, publication, slot."""
 
-    dsn: str | None = Field(None, description="Connection string; holds a password, so give an EnvVar")
-    host: str | None = Field(None, description="Server, when there is no dsn")
-    port: int | None = Field(None, description="TCP port, when there is no dsn")
-    database: str | None = Field(None, description="Database, when there is no dsn")
-    user: str | None = Field(None, description="Role that may replicate, when there is no dsn")
-    password: str | None = Field(None, description="Its password, as an EnvVar")
-    publication: str = Field(PublicationConfig().name, description="Name of the publication")
+    dsn: str | None = Field(default=None, description="Connection string; holds a password, so give an EnvVar")
+    host: str | None = Field(default=None, description="Server, when there is no dsn")
+    port: int | None = Field(default=None, description="TCP port, when there is no dsn")
+    database: str | None = Field(default=None, description="Database, when there is no dsn")
+    user: str | None = Field(default=None, description="Role that may replicate, when there is no dsn")
+    password: str | None = Field(default=None, description="Its password, as an EnvVar")
+    publication: str | None = Field(default=None, description="Name of the publication; etl_<pipeline> when not given")
     create_publication: bool = Field(
         True, description="Make the publication, and keep its tables as they are given here"
     )
-    tables: list[str] = Field([], description="schema.table, with * as wildcard")
-    schemas: list[str] = Field([], description="All tables of these schemas")
-    all_tables: bool = Field(False, description="Every table of the database")
-    exclude: list[str] = Field([], description="Tables to leave out")
-    slot: str = Field(SlotConfig().name, description="Name of the replication slot")
+    tables: list[str] = Field(default=[], description="schema.table, with * as wildcard")
+    schemas: list[str] = Field(default=[], description="All tables of these schemas")
+    all_tables: bool = Field(default=False, description="Every table of the database")
+    exclude: list[str] = Field(default=[], description="Tables to leave out")
+    slot: str | None = Field(default=None, description="Name of the replication slot; etl_<pipeline> when not given")
 
     def to_config(self) -> SourceConfig:
         return SourceConfig(
@@ -55,14 +56,14 @@ class PostgresSourceResource(ConfigResource):
                 password=_secret(self.password),
             ),
             publication=PublicationConfig(
-                name=self.publication,
+                **_named(self.publication),
                 create=self.create_publication,
                 tables=tuple(self.tables),
                 schemas=tuple(self.schemas),
                 all_tables=self.all_tables,
                 exclude=tuple(self.exclude),
             ),
-            slot=SlotConfig(name=self.slot),
+            slot=SlotConfig(**_named(self.slot)),
         )
 
 
@@ -105,9 +106,9 @@ class MemoryDestinationResource(DestinationResource):
 class StoreResource(ConfigResource):
     """Where the pipeline keeps its state: a file, or a schema in a Postgres database."""
 
-    path: str | None = Field(None, description="SQLite file; made when missing")
-    dsn: str | None = Field(None, description="Connection string of a Postgres database instead, as an EnvVar")
-    db_schema: str = Field("etl_dagster", description="Schema in that database")
+    path: str | None = Field(default=None, description="SQLite file; made when missing")
+    dsn: str | None = Field(default=None, description="Connection string of a Postgres database instead, as an EnvVar")
+    db_schema: str = Field(default="etl_dagster", description="Schema in that database")
 
     def to_config(self) -> SqliteStoreConfig | PostgresStoreConfig | MemoryStoreConfig:
         if self.dsn is not None:
@@ -123,6 +124,11 @@ def config_of(value: object) -> BaseModel:
         return value.to_config()
     assert isinstance(value, BaseModel)
     return value
+
+
+def _named(name: str | None) -> dict[str, Any]:
+    # What is left out is named after the pipeline, by its config.
+    return {} if name is None else {"name": name}
 
 
 def _secret(value: str | None) -> SecretStr | None:

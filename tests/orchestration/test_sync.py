@@ -1,0 +1,107 @@
+"""Materializing a table's sync copies the table afresh, whoever holds the pipeline."""
+
+import threading
+
+import dagster as dg
+
+from etl_dagster.model import TableId
+from etl_dagster.orchestration.definitions import build_sync_assets
+from etl_dagster.orchestration.names import PIPELINE_TAG
+from etl_dagster.orchestration.parts import PipelineParts
+from etl_dagster.orchestration.session import build_session
+from etl_dagster.pipeline import Pipeline
+from tests.orchestration.project import ITEMS, ORDERS, QUIET, Project
+
+
+def sync(project: Project, *tables: TableId, patience_seconds: float = 60.0) -> dg.ExecuteInProcessResult:
+    """What a backfill of one partition runs."""
+    parts = PipelineParts.of(project.config)
+    assets = build_sync_assets(parts, project.translator, dict.fromkeys((ORDERS, ITEMS)), patience_seconds)
+    return dg.materialize(
+        [assets],
+        selection=[project.translator.sync_key(table) for table in tables],
+        partition_key="all",
+        instance=project.instance,
+        resources={**parts.as_resources(), parts.names.session: build_session(parts)},
+        run_config=QUIET,
+        raise_on_error=False,
+    )
+
+
+def test_a_sync_copies_one_table_afresh_and_mends_it(project: Project) -> None:
+    project.micro_batch()
+    damage(project, "delete from shop.orders where id <= 100")
+
+    assert sync(project, ORDERS).success
+
+    project.assert_equal()
+    copies = project.copies(ORDERS)
+    assert len(copies) == 2
+    assert copies[0]["dagster/row_count"] == 1000
+    assert copies[0]["etl/rows_per_second"] > 0
+    assert copies[0]["etl/lsn_end"]
+    assert len(project.copies(ITEMS)) == 1
+    assert project.live(ORDERS)[0]["etl/copied_rows"] == 1000, "the live table changed on the way"
+    assert project.instance.get_runs()[0].tags[PIPELINE_TAG] == "test", "the sensor must see that it is active"
+
+
+def test_a_sync_before_the_first_micro_batch_begins_the_pipeline(project: Project) -> None:
+    assert sync(project, ORDERS).success
+    project.assert_equal()
+    assert project.copies(ORDERS)[0]["dagster/row_count"] == 1000
+
+
+def test_several_tables_are_copied_by_one_run(project: Project) -> None:
+    project.micro_batch()
+    assert sync(project, ORDERS, ITEMS).success
+    assert len(project.copies(ORDERS)) == len(project.copies(ITEMS)) == 2
+
+
+def test_a_sync_waits_while_the_process_that_holds_the_pipeline_does_the_copy(project: Project) -> None:
+    project.micro_batch()
+    damage(project, "delete from shop.orders where id <= 100")
+    stop, holding = threading.Event(), threading.Event()
+
+    def follow() -> None:
+        holder = Pipeline(project.config)
+        with holder.replicator() as replicator:
+            holding.set()
+            replicator.follow(stop=stop)
+        holder.close()
+
+    follower = threading.Thread(target=follow)
+    follower.start()
+    try:
+        assert holding.wait(30)
+        assert sync(project, ORDERS).success
+    finally:
+        stop.set()
+        follower.join()
+    project.assert_equal()
+    assert len(project.copies(ORDERS)) == 2
+
+
+def test_a_sync_gives_up_with_a_clear_word_when_the_holder_does_nothing(project: Project, monkeypatch) -> None:
+    monkeypatch.setattr("etl_dagster.orchestration.sync_assets.TURN_SECONDS", 0.05)
+    project.micro_batch()
+    holder = Pipeline(project.config)
+    with holder.replicator():
+        result = sync(project, ORDERS, patience_seconds=0.2)
+    holder.close()
+    assert not result.success
+    [failure] = [event for event in result.all_events if event.is_step_failure]
+    assert "has held the pipeline" in str(failure.step_failure_data.user_failure_data.description)
+
+
+def test_the_job_over_all_tables_runs_for_the_one_partition(project: Project) -> None:
+    project.micro_batch()
+    assert project.run("test__resync_all", partition_key="all").success
+    assert len(project.copies(ORDERS)) == len(project.copies(ITEMS)) == 2
+
+
+def damage(project: Project, statement: str) -> None:
+    """Have the destination drift from the source."""
+    import duckdb
+
+    with duckdb.connect(str(project.folder / "warehouse.duckdb")) as warehouse:
+        warehouse.execute(statement)
