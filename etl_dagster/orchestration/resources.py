@@ -37,7 +37,7 @@ class PostgresSourceResource(ConfigResource):
     password: str | None = Field(default=None, description="Its password, as an EnvVar")
     publication: str | None = Field(default=None, description="Name of the publication; etl_<pipeline> when not given")
     create_publication: bool = Field(
-        True, description="Make the publication, and keep its tables as they are given here"
+        default=True, description="Make the publication, and keep its tables as they are given here"
     )
     tables: list[str] = Field(default=[], description="schema.table, with * as wildcard")
     schemas: list[str] = Field(default=[], description="All tables of these schemas")
