@@ -13,6 +13,7 @@ from etl_dagster.model.changes import (
     Route,
     TableEvents,
 )
+from etl_dagster.model.chunks import ChunkPlan
 from etl_dagster.model.lsn import ZERO_LSN, Lsn
 from etl_dagster.model.table import (
     Column,
@@ -33,6 +34,7 @@ __all__ = [
     "ChangeKind",
     "ChangeSet",
     "ChangeType",
+    "ChunkPlan",
     "Column",
     "CopyTarget",
     "EventBatch",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from datetime import datetime
 
 import pyarrow as pa
@@ -13,7 +12,7 @@ from psycopg import sql
 from etl_dagster.arrow.decode import decode_column
 from etl_dagster.arrow.types import arrow_schema, has_binary_decoder
 from etl_dagster.errors import TableError
-from etl_dagster.model import Column, Lsn, TableSchema
+from etl_dagster.model import ChunkPlan, Column, Lsn, TableSchema
 from etl_dagster.pgwire import Frames, split_copy_rows
 from etl_dagster.postgres.copy_out import CopyOut
 from etl_dagster.postgres.sessions import Connection, fetch_one
@@ -40,17 +39,6 @@ FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = %s
 """
 
 StartCopy = Callable[[sql.Composable], CopyOut]
-
-
-@dataclass(frozen=True, slots=True)
-class ChunkPlan:
-    """One range of heap blocks of one relation; the last one of a relation has no end."""
-
-    relation: int
-    filenode: int
-    first_block: int
-    last_block: int | None
-    rows: int
 
 
 def plan_chunks(connection: Connection, table: TableSchema, chunk_bytes: int) -> list[ChunkPlan]:

@@ -11,12 +11,11 @@ import pyarrow as pa
 from psycopg import sql
 
 from etl_dagster.errors import ErrorKind, SlotError
-from etl_dagster.model import Lsn, TableId, TableSchema
-from etl_dagster.postgres import catalog, chunks, locks, publication, slots
+from etl_dagster.model import ChunkPlan, Lsn, TableId, TableSchema
+from etl_dagster.postgres import catalog, chunks, locks, publication, slots, windows
 from etl_dagster.postgres.config import SourceConfig
 from etl_dagster.postgres.copy_out import CopyOut
 from etl_dagster.postgres.sessions import Connection, Purpose, Sessions, abandon, fetch_one, is_cut_off
-from etl_dagster.postgres.windows import Window
 
 _IDENTITY = """
 SELECT (SELECT system_identifier::text FROM pg_control_system()), current_setting('server_version_num')::int,
@@ -136,9 +135,9 @@ class PostgresSource:
         with self._slot_session(f"cannot inspect slot {self._slot}") as connection:
             slots.wait_until_free(connection, self._slot, timeout)
 
-    def window(self, schemas: Mapping[int, TableSchema], upto: Lsn, max_changes: int) -> Window:
+    def window(self, schemas: Mapping[int, TableSchema], upto: Lsn, max_changes: int) -> windows.Window:
         self.check_fence()
-        return Window(
+        return windows.Window(
             lend=lambda: self._slot_session(f"cannot read slot {self._slot}"),
             start=lambda connection: self._start(connection, f"cannot read slot {self._slot}"),
             names=(self._slot, self._publication),
@@ -147,11 +146,21 @@ class PostgresSource:
             max_changes=max_changes,
         )
 
+    def has_changes(self, upto: Lsn) -> bool:
+        """Whether the slot holds a change of a published table up to there; a slot that is being read counts as yes."""
+        try:
+            with self._slot_session(f"cannot look into slot {self._slot}") as connection:
+                return windows.has_changes(connection, self._slot, self._publication, upto)
+        except SlotError as error:
+            if error.kind is ErrorKind.SLOT_BUSY:
+                return True
+            raise
+
     def writers(self, tables: Sequence[TableSchema]) -> list[locks.Writer]:
         with self._sessions.ordinary("cannot read the locks of the source") as connection:
             return locks.writers(connection, tables)
 
-    def plan_chunks(self, table: TableSchema, chunk_bytes: int) -> list[chunks.ChunkPlan]:
+    def plan_chunks(self, table: TableSchema, chunk_bytes: int) -> list[ChunkPlan]:
         with self._sessions.ordinary(f"cannot measure table {table.id}", table=str(table.id)) as connection:
             return chunks.plan_chunks(connection, table, chunk_bytes)
 

@@ -30,10 +30,12 @@ _MOST_CHANGES = 2**31 - 1
 _READABLE = """
 SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END - '0/0'::pg_lsn
 """
-_PEEK = sql.SQL(
-    "COPY (SELECT data FROM pg_logical_slot_peek_binary_changes({slot}, {upto}::pg_lsn, {limit}, 'proto_version', '1', "
-    "'publication_names', {publication}, 'binary', {binary})) TO STDOUT (FORMAT binary)"
+_CHANGES = (
+    "pg_logical_slot_peek_binary_changes({slot}, {upto}::pg_lsn, {limit}, 'proto_version', '1', "
+    "'publication_names', {publication}, 'binary', {binary})"
 )
+_PEEK = sql.SQL("COPY (SELECT data FROM " + _CHANGES + ") TO STDOUT (FORMAT binary)")
+_PROBE = sql.SQL("SELECT EXISTS (SELECT FROM " + _CHANGES + ")")
 
 
 class Window:
@@ -137,6 +139,15 @@ class Window:
             publication=_quoted_name(self._publication),
             binary="true" if binary else "false",
         )
+
+
+def has_changes(connection: Connection, slot: str, publication: str, upto: Lsn) -> bool:
+    """Whether a window up to there would hold anything; stops at the first transaction that does."""
+    if upto <= require_slot(connection, slot).confirmed:
+        return False
+    names = {"slot": slot, "publication": _quoted_name(publication)}
+    row = connection.execute(_PROBE.format(**names, upto=str(upto), limit=1, binary="true")).fetchone()
+    return row is not None and bool(row[0])
 
 
 def _ahead(blocks: Iterable[Frames]) -> Iterator[Frames]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
 import pyarrow as pa
 
-from etl_dagster.model import Lsn, TableEvents, TableId, TableSchema
+from etl_dagster.model import ChunkPlan, Lsn, TableEvents, TableId, TableSchema
 
 
 class SourceIdentity(Protocol):
@@ -104,21 +103,6 @@ class ChunkReader(Protocol):
         ...
 
     def __iter__(self) -> Iterator[pa.RecordBatch]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class ChunkPlan:
-    """One range of heap blocks of one relation (the table or a leaf partition).
-
-    A rewrite of the relation (VACUUM FULL, CLUSTER) gives it another ``filenode`` and moves its rows between blocks
-    without any change in the stream, so chunks of two files must never be mixed.
-    """
-
-    relation: int
-    filenode: int
-    first_block: int
-    last_block: int | None
-    rows: int
 
 
 class Source(Protocol):

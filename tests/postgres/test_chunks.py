@@ -13,6 +13,7 @@ import pytest
 from etl_dagster.errors import ErrorKind, EtlError
 from etl_dagster.model import TableId, TableSchema
 from etl_dagster.postgres import PostgresSource
+from etl_dagster.postgres.chunks import ChunkReader
 from tests.conftest import Connect
 from tests.postgres.conftest import MakeSource
 
@@ -153,7 +154,8 @@ def test_types_without_a_binary_decoder_arrive_as_printed(connect: Connect, sour
 
 def test_odd_names_are_quoted(connect: Connect, source: PostgresSource) -> None:
     connect().execute(
-        'create schema "Sch ""ema"; create table "Sch ""ema"."列 ж % le" ("Id ""x"" %s" int primary key, "SELECT" text);'
+        'create schema "Sch ""ema"; create table "Sch ""ema"."列 ж % le"'
+        ' ("Id ""x"" %s" int primary key, "SELECT" text);'
         'insert into "Sch ""ema"."列 ж % le" values (1, \'a\')'
     )
     table = published(source, "列 ж % le", 'Sch "ema')
@@ -249,19 +251,18 @@ def test_a_server_that_ends_the_session_is_unavailable(connect: Connect, source:
         "insert into t select i, repeat('x', 500) from generate_series(1, 200000) i"
     )
     table = published(source)
-    with pytest.raises(EtlError) as ended:  # noqa: PT012  the session ends amid the read
-        with source.read_chunk(table, table.oid, 0, None) as reader:
-            next(iter(reader))
-            _end_copies(admin)
-            list(reader)
+    with pytest.raises(EtlError) as ended, source.read_chunk(table, table.oid, 0, None) as reader:
+        _read_with_end_amid(reader, admin)
 
     assert ended.value.kind is ErrorKind.SOURCE_UNAVAILABLE
     with source.read_chunk(table, table.oid, 0, 1) as reader:
         assert sum(batch.num_rows for batch in reader) > 0
 
 
-def _end_copies(admin: psycopg.Connection[Any]) -> None:
+def _read_with_end_amid(reader: ChunkReader, admin: psycopg.Connection[Any]) -> None:
+    next(iter(reader))
     admin.execute(
         "select pg_terminate_backend(pid, 10000) from pg_stat_activity"
         " where datname = current_database() and pid <> pg_backend_pid()"
     )
+    list(reader)

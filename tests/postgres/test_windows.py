@@ -141,6 +141,20 @@ def test_a_window_over_foreign_wal_is_empty_and_moves_on(
     assert window.position >= upto > before.position
 
 
+def test_a_look_for_changes_sees_only_those_of_published_tables(
+    admin: psycopg.Connection[Any], source: PostgresSource
+) -> None:
+    admin.execute("create unlogged table u(a int); insert into u values (1)")
+    source.flush_wal()
+    before = source.has_changes(source.current_position())
+    upto = source.current_position()
+    admin.execute("insert into t values (1, 'a')")
+
+    assert not before
+    assert not source.has_changes(upto)
+    assert source.has_changes(source.current_position())
+
+
 def test_messages_of_applications_do_no_harm(admin: psycopg.Connection[Any], source: PostgresSource) -> None:
     admin.execute("select pg_logical_emit_message(false, 'x', 'hello'), pg_logical_emit_message(true, 'x', 'hello')")
     admin.execute("insert into t values (1, 'a')")
