@@ -129,6 +129,10 @@ class MemoryDestination(Destination):
             self._live.pop(table, None)
             self._forget_copies(table)
 
+    def row_count(self, table: TableId) -> int | None:
+        live = self._live.get(table)
+        return None if live is None else len(live.rows)
+
     def read_table(self, table: TableSchema) -> pa.RecordBatchReader:
         if table.id not in self._live:
             raise DestinationError(f"{table.id} does not exist", hint="Copy the table first", table=str(table.id))
