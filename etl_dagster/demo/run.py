@@ -6,7 +6,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,13 +56,18 @@ class DemoOptions:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What there is to show at the end."""
+    """What there is to show at the end.
+
+    Attributes:
+        lags: What the status of each live table said, looked at twice a second while traffic ran.
+    """
 
     status: PipelineStatus
     tables: Mapping[TableId, LiveTableLog]
     differences: Mapping[TableId, Difference]
     runs: RunCounts
     tally: Tally
+    lags: Mapping[TableId, Sequence[float]]
     seconds: float
 
     @property
@@ -81,6 +86,7 @@ class Demo:
         self._say = narrator.say
         self._narrator = narrator
         self._stack = ExitStack()
+        self._lags: dict[TableId, list[float]] = {}
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -92,7 +98,6 @@ class Demo:
 
     def _start_source(self) -> None:
         self.server = self._postgres()
-        self._stack.push(self.server)
         self._say(f"PostgreSQL is up: {self.server.dsn}")
         create_order_system(self.server.dsn, self.options.rows)
         self._say(f"An order system with {self.options.rows:,} rows is in it")
@@ -103,13 +108,12 @@ class Demo:
 
     def _postgres(self) -> PostgresServer:
         """In the work folder; elsewhere when the user that it runs as under root may not go there."""
-        server = PostgresServer(self.folder.postgres, die_with_parent=True)
         try:
-            return server.start()
-        except ServerError:
+            return self._stack.enter_context(PostgresServer(self.folder.postgres, die_with_parent=True))
+        except ServerError as error:
             if os.geteuid() != 0:
-                raise
-            return PostgresServer.temporary(die_with_parent=True)
+                raise EtlError(str(error), hint="The demo needs a PostgreSQL server of its own") from error
+            return self._stack.enter_context(PostgresServer.temporary(die_with_parent=True))
 
     def _start_traffic(self, rate: float) -> Traffic:
         traffic = Traffic(self.server.dsn, table_sizes(self.options.rows), rate)
@@ -145,10 +149,16 @@ class Demo:
         self._wait(lambda: bool(self._status.tables), _FIRST_RUN_SECONDS, "Dagster's sensor did not start a run")
         self._say("Dagster's sensor has started a run: tables are being copied, and traffic goes on")
         end = time.monotonic() + self.options.seconds
-        self._wait(lambda: time.monotonic() >= end, self.options.seconds + 60, "")
+        self._wait(lambda: self._sample_lag() and time.monotonic() >= end, self.options.seconds + 60, "")
         self.traffic.stop()
         self._say(f"Traffic has stopped after {self.traffic.tally.changes:,} changes; waiting for the last of them")
         self._wait(self._has_arrived, _CATCH_UP_SECONDS, "The destination did not catch up")
+
+    def _sample_lag(self) -> bool:
+        for table in self._status.tables:
+            if table.lag_seconds is not None:
+                self._lags.setdefault(table.table, []).append(table.lag_seconds)
+        return True
 
     def _has_arrived(self) -> bool:
         settled = all(table.state in _SETTLED for table in self._status.tables)
@@ -196,6 +206,7 @@ class Demo:
             differences=differences,
             runs=self._counts,
             tally=self.traffic.tally,
+            lags=self._lags,
             seconds=self._narrator.seconds,
         )
 

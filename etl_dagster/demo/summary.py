@@ -27,7 +27,7 @@ def show_result(console: Console, result: DemoResult) -> None:
     tally = result.tally
     console.print(
         f"Traffic committed {tally.transactions:,} transactions with {tally.changes:,} changes and {tally.truncates} "
-        f"truncates, and rolled {tally.rolled_back} back."
+        f"truncates, and rolled {tally.rolled_back} back; what is not among the changes came with the copies."
     )
     runs = result.runs
     console.print(f"Dagster runs: {runs.succeeded} succeeded, {runs.failed} failed. In all {result.seconds:.0f} s.")
@@ -38,7 +38,7 @@ def show_result(console: Console, result: DemoResult) -> None:
 def _row(result: DemoResult, name: TableId) -> tuple[str, ...]:
     log = result.tables[name]
     difference = result.differences.get(name)
-    lags = sorted(log.lag_seconds)
+    lags = sorted(result.lags.get(name, ()))
     return (
         "-" if log.copied_rows is None else f"{log.copied_rows:,}",
         f"{log.changes:,}",

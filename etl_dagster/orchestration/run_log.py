@@ -38,12 +38,10 @@ class LiveTableLog:
     Attributes:
         copied_rows: Rows that the newest copy brought; None without one.
         changes: Changes applied, over all runs.
-        lag_seconds: Lag that each run saw at its end; runs without changes are left out.
     """
 
     copied_rows: int | None
     changes: int
-    lag_seconds: tuple[float, ...]
 
 
 class RunLog:
@@ -84,12 +82,8 @@ class RunLog:
         metadata = [entry.metadata for entry in entries if entry is not None]
         changes = [_number(entry, "etl/changes") or 0 for entry in metadata]
         copied = (_number(entry, "etl/copied_rows") for entry in metadata)
-        lags = (_number(entry, "etl/lag_seconds") for entry, count in zip(metadata, changes, strict=True) if count)
-        return LiveTableLog(
-            copied_rows=next((int(rows) for rows in copied if rows is not None), None),
-            changes=int(sum(changes)),
-            lag_seconds=tuple(lag for lag in lags if lag is not None),
-        )
+        newest = next((int(rows) for rows in copied if rows is not None), None)
+        return LiveTableLog(copied_rows=newest, changes=int(sum(changes)))
 
 
 def _number(metadata: Mapping[str, dg.MetadataValue], name: str) -> float | None:
