@@ -69,7 +69,8 @@ def _dated(
 ) -> pa.Array:
     valid = array.is_valid().to_numpy(zero_copy_only=False)
     odd = ((days < _FIRST_DAY) | (days > _LAST_DAY)) & valid
-    usual = pc.if_else(pa.array(odd), pa.scalar(0, pa.int32()).cast(array.type) if _is_date(array) else _EPOCH, array)
+    epoch = pa.scalar(0, pa.int32()).cast(array.type) if _is_date(array) else pa.scalar(0, pa.timestamp("us"))
+    usual = pc.if_else(pa.array(odd), epoch, array)
     text = usual.cast(pa.string())
     if not odd.any():
         return text
@@ -77,9 +78,6 @@ def _dated(
         _odd(int(raw[at]), infinity, int(days[at]), int(micros[at]), _is_date(array)) for at in np.flatnonzero(odd)
     ]
     return pc.replace_with_mask(text, pa.array(odd), pa.array(values, pa.string()))
-
-
-_EPOCH = pa.scalar(0, pa.timestamp("us"))
 
 
 def _is_date(array: pa.Array) -> bool:
