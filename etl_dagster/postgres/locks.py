@@ -35,6 +35,15 @@ WHERE l.locktype = 'relation' AND l.granted AND l.mode = ANY(%(modes)s)
 ORDER BY 5
 """
 
+# A standby does not see its primary's locks, but knows which transactions run there: any of them may be a writer. Its
+# snapshots do not list them, so each transaction id between their limits is asked for.
+_RUNNING = """
+SELECT 'primary/' || xid
+FROM (SELECT pg_current_snapshot() AS now WHERE pg_is_in_recovery()) snapshot
+CROSS JOIN generate_series(pg_snapshot_xmin(now)::text::bigint, pg_snapshot_xmax(now)::text::bigint - 1) xid
+WHERE pg_xact_status(xid::text::xid8) = 'in progress' ORDER BY xid
+"""
+
 _FENCE_CLASS = zlib.crc32(b"etl-dagster") - (1 << 31)
 _HOLDER = """
 SELECT l.pid, a.application_name FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
@@ -58,6 +67,9 @@ class Writer:
 def writers(connection: Connection, tables: Sequence[TableSchema]) -> list[Writer]:
     """Who holds a write lock on any of the tables or their partitions, oldest first."""
     names = {table.oid: table.id for table in tables}
+    running = [str(row[0]) for row in connection.execute(_RUNNING)]
+    if running:
+        return [Writer(xid, table, None, "on the primary", None) for xid in running for table in names.values()]
     rows = connection.execute(_WRITERS, {"tables": list(names), "modes": list(WRITE_MODES)}).fetchall()
     return [Writer(str(vxid), names[root], pid, str(application), at) for vxid, root, pid, application, at in rows]
 
