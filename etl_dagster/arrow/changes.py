@@ -34,7 +34,7 @@ _LSN_WIDTH = _LSN_DIGITS + 1 + _ORDINAL_DIGITS
 _MAX_ORDINAL = 0xFFFFFFFF
 # Four hex digits for each value of 16 bits.
 _HEX = np.frombuffer("".join(f"{value:04X}" for value in range(1 << 16)).encode(), np.uint8).reshape(-1, 4)
-_CHANGE_TYPES = pa.array([ChangeType.INSERT.value, ChangeType.UPDATE.value, ChangeType.DELETE.value], pa.string())
+_CHANGE_TYPES = (ChangeType.INSERT.value, ChangeType.UPDATE.value, ChangeType.DELETE.value)
 
 _Bools = npt.NDArray[np.bool_]
 
@@ -167,5 +167,7 @@ def cdc_columns(
     timestamp: npt.NDArray[np.int64],
 ) -> list[pa.Array]:
     """The CDC columns of changes, in the order of `CDC_COLUMNS`; the change type is dictionary-encoded."""
-    change_type = pa.DictionaryArray.from_arrays(pa.array(kind - np.int8(ChangeKind.INSERT)), _CHANGE_TYPES)
+    change_type = pa.DictionaryArray.from_arrays(
+        pa.array(kind - np.int8(ChangeKind.INSERT)), pa.array(_CHANGE_TYPES, pa.string())
+    )
     return [change_type, format_lsns(lsn, ordinal), pa.array(timestamp).view(pa.timestamp("us", "UTC"))]

@@ -9,18 +9,26 @@ from contextlib import contextmanager
 
 from etl_dagster.cli.logs import start_logging
 from etl_dagster.model import TableId
-from etl_dagster.replication.report import BatchReport, LogReporter, Reporter
+from etl_dagster.replication.report import BatchReport, CopyProgress, LogReporter, Reporter
 
 # A following process may commit several batches a second; a log wants fewer lines.
 LINE_SECONDS = 2.0
 
 
 class LineReporter(LogReporter):
-    """Plain log lines; batches that follow each other closely share one line."""
+    """Plain log lines; what comes closely together shares one line."""
 
     def __init__(self) -> None:
         self._waiting: list[BatchReport] = []
         self._last_line = 0.0
+        self._last_copy_line: dict[TableId, float] = {}
+
+    def copy_progressed(self, progress: CopyProgress) -> None:
+        now = time.monotonic()
+        last = self._last_copy_line.setdefault(progress.table, now)
+        if progress.chunks_done == progress.chunks_total or now - last >= LINE_SECONDS:
+            self._last_copy_line[progress.table] = now
+            super().copy_progressed(progress)
 
     def batch_applied(self, batch: BatchReport) -> None:
         if batch.total_changes:

@@ -64,7 +64,12 @@ class CommandLine:
     def environment(self) -> Mapping[str, str]:
         """The test's own, without what would decide for the command."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("ETL_DAGSTER")}
-        return {**inherited, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), "COLUMNS": "200", **self.environ}
+        return {
+            **inherited,
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+            "COLUMNS": "200",
+            **self.environ,
+        }
 
     def write_config(self, dsn: str, *, name: str = "etl-dagster.yaml", publication: str = "", more: str = "") -> Path:
         """A pipeline of its own on this database, into DuckDB."""

@@ -18,11 +18,8 @@ DEMO_SECONDS = 200.0
 
 def processes_of(folder: Path) -> list[int]:
     """Everything whose command line or working directory is in the folder, zombies left out."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid() and _belongs(entry, str(folder)):
-            found.append(int(entry.name))
-    return found
+    entries = [entry for entry in Path("/proc").iterdir() if entry.name.isdigit() and entry.name != str(os.getpid())]
+    return [int(entry.name) for entry in entries if _belongs(entry, str(folder))]
 
 
 def _belongs(process: Path, folder: str) -> bool:
@@ -61,7 +58,7 @@ def test_with_the_ui_the_demo_stays_until_it_is_stopped_and_finds_a_free_port(de
         process = demo.start("demo", "--ui", "--port", taken, "--rows", 1000, "--seconds", 1)
         address = wait_for_address(process)
     assert not address.endswith(f":{taken}")
-    with urllib.request.urlopen(f"{address}/server_info", timeout=30) as answer:  # noqa: S310  our own server
+    with urllib.request.urlopen(f"{address}/server_info", timeout=30) as answer:
         assert answer.status == 200
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)

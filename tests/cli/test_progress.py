@@ -51,6 +51,15 @@ def test_batches_that_follow_closely_share_a_line(log: pytest.LogCaptureFixture)
     ]
 
 
+def test_a_copy_writes_its_end_and_a_line_now_and_then(log: pytest.LogCaptureFixture) -> None:
+    reporter = LineReporter()
+    for chunk in range(101):
+        reporter.copy_progressed(CopyProgress(ORDERS, chunk, 100, chunk * 10, 1000))
+    assert [record.message for record in log.records] == [
+        "public.orders copied 1,000 of about 1,000 rows, chunk 100 of 100"
+    ]
+
+
 def test_a_batch_without_changes_writes_no_line(log: pytest.LogCaptureFixture) -> None:
     reporter = LineReporter()
     reporter.batch_applied(batch(0))
