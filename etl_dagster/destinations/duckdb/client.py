@@ -33,6 +33,7 @@ class Session:
 
     def __init__(self, cursor: duckdb.DuckDBPyConnection) -> None:
         self._cursor = cursor
+        self._bound: dict[str, pa.Table | pa.RecordBatchReader] = {}
 
     def run(self, sql: str, parameters: Sequence[object] = ()) -> int:
         """Execute, and return the number of rows changed, if it is a statement that changes rows."""
@@ -40,6 +41,12 @@ class Session:
         return int(found[0][0]) if found and isinstance(found[0][0], int) else 0
 
     def rows(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        # DuckDB finds Arrow data in local variables. To register it would make a view in the catalogue, which keeps the
+        # data alive until the transaction ends, even after it was unregistered.
+        etl_rows = self._bound.get("etl_rows")  # noqa: F841
+        etl_keys = self._bound.get("etl_keys")  # noqa: F841
+        etl_open = self._bound.get("etl_open")  # noqa: F841
+        etl_tables = self._bound.get("etl_tables")  # noqa: F841
         return self._cursor.execute(sql, parameters).fetchall()
 
     def reader(self, sql: str, parameters: Sequence[object] = ()) -> pa.RecordBatchReader:
@@ -48,14 +55,12 @@ class Session:
 
     @contextmanager
     def bound(self, **sources: pa.Table | pa.RecordBatchReader) -> Iterator[None]:
-        """Make Arrow data readable by name."""
-        for name, source in sources.items():
-            self._cursor.register(name, source)
+        """Make Arrow data readable by name, one of those in `rows`."""
+        self._bound = {**self._bound, **sources}
         try:
             yield
         finally:
-            for name in sources:
-                self._cursor.unregister(name)
+            self._bound = {name: source for name, source in self._bound.items() if name not in sources}
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -196,6 +201,9 @@ def _settings(config: DuckDbConfig) -> dict[str, str | bool | int | float | list
         "temp_directory": f"{config.path}.tmp",
         # Keeping the order of rows costs memory and serialises inserts; nothing here depends on it.
         "preserve_insertion_order": False,
+        # What DuckDB frees goes back to the system at once, since the memory is shared with a decoder that needs it.
+        "allocator_flush_threshold": "16MB",
+        "allocator_bulk_deallocation_flush_threshold": "16MB",
         # Results carry UUID and JSON as the Arrow types they came as.
         "arrow_lossless_conversion": True,
     }

@@ -14,7 +14,7 @@ from etl_dagster.arrow.changes import (
     select_changes,
     to_record_batch,
 )
-from etl_dagster.arrow.compaction import Compacted, compact
+from etl_dagster.arrow.compaction import Unresolved, compact
 from etl_dagster.arrow.types import arrow_schema
 from etl_dagster.destinations.base import Capabilities, ChunkRows, CopyResult, Destination, WriteResult
 from etl_dagster.destinations.duckdb.client import Client, Feed, Session, connect, translated
@@ -30,14 +30,7 @@ from etl_dagster.destinations.duckdb.ledger import (
     reread_name,
     staging_name,
 )
-from etl_dagster.destinations.duckdb.merge import (
-    Donors,
-    bound_key_names,
-    key_match,
-    key_names,
-    merge,
-    merge_with_donors,
-)
+from etl_dagster.destinations.duckdb.merge import Merge, bound_key_names, key_match
 from etl_dagster.destinations.registry import DestinationPlugin
 from etl_dagster.errors import DestinationError, TableError
 from etl_dagster.model import (
@@ -121,7 +114,7 @@ class DuckDbDestination(Destination):
             for piece in batch:
                 for events in piece:
                     writer.apply(events)
-            writer.raise_watermarks(batch.position)
+            writer.finish(batch.position)
         return WriteResult(position=batch.position, changes=writer.changes)
 
     def finish_copy(self, target: CopyTarget, position: Lsn) -> CopyResult:
@@ -137,6 +130,11 @@ class DuckDbDestination(Destination):
             ledger.forget_copies(table)
             self._session.run(f"DROP TABLE IF EXISTS {live_name(table)}")
             ledger.forget_watermark(table)
+
+    def row_count(self, table: TableId) -> int | None:
+        with translated("count a table", str(table)):
+            known = table in Ledger(self._session).watermarks()
+            return int(self._session.rows(f"SELECT count(*) FROM {live_name(table)}")[0][0]) if known else None
 
     def read_table(self, table: TableSchema) -> pa.RecordBatchReader:
         schema = live_schema(table)
@@ -197,6 +195,7 @@ class _BatchWriter:
         self._ledger = Ledger(session)
         live, copies = self._ledger.watermarks(), self._ledger.copies()
         self._places = {table: _places(table, route, live, copies) for table, route in routes.items()}
+        self._merges: dict[TableId, Merge] = {}
         self.changes = dict.fromkeys(routes, 0)
 
     def apply(self, events: TableEvents) -> None:
@@ -208,12 +207,23 @@ class _BatchWriter:
         self.changes[table] += max(live, log)
 
     def _apply_live(self, events: TableEvents, watermark: Lsn) -> int:
+        table = events.table
+        if table.id not in self._merges:
+            self._merges[table.id] = Merge(self._session, table, live_name(table.id), number=len(self._merges))
+        merge = self._merges[table.id]
         if events.truncated_at is not None and events.truncated_at >= watermark:
-            self._session.run(f"TRUNCATE {live_name(events.table.id)}")
+            merge.truncate()
         changes = _beyond(events, watermark)
-        if changes:
-            merge_live(self._session, compact(changes))
+        if changes and merge.add(compact(changes)) is not None:
+            raise _missing_row(table.id)
         return sum(map(len, changes))
+
+    def finish(self, position: Lsn) -> None:
+        """Bring everything into the live tables and raise the watermarks."""
+        for table, merge in self._merges.items():
+            with translated("merge changes", str(table)):
+                merge.finish()
+        self._raise_watermarks(position)
 
     def _append_log(self, events: TableEvents, copy: CopyState) -> int:
         if events.truncated_at is not None and events.truncated_at >= copy.lsn:
@@ -225,7 +235,7 @@ class _BatchWriter:
                 self._session.run(f"INSERT INTO {log_name(copy.copy_id)} SELECT * FROM etl_rows")
         return sum(map(len, changes))
 
-    def raise_watermarks(self, position: Lsn) -> None:
+    def _raise_watermarks(self, position: Lsn) -> None:
         live = [table for table, places in self._places.items() if places.live is not None]
         copies = [places.log.copy_id for places in self._places.values() if places.log is not None]
         self._ledger.raise_watermarks(live, copies, position)
@@ -252,29 +262,12 @@ def _beyond(events: TableEvents, watermark: Lsn) -> list[ChangeSet]:
     return [part for part in parts if len(part)]
 
 
-def merge_live(session: Session, changes: Compacted) -> None:
-    """Merge changes into the live table; unchanged values come from the row as it stands there."""
-    target = live_name(changes.table.id)
-    if changes.unresolved is None:
-        merge(session, target, changes)
-    elif merge_with_donors(session, target, changes, _live_donors(changes, target)) is not None:
-        raise TableError(
-            f"{changes.table.id} lacks a row at the destination whose unchanged TOAST value is needed",
-            hint="The destination was altered by someone else; copy the table again",
-            table=str(changes.table.id),
-        )
-
-
-def _values(changes: Compacted, relation: str) -> str:
-    assert changes.unresolved is not None
-    names = changes.table.columns
-    return ", ".join(f"{relation}.{quoted(names[i].name)} AS v{i}" for i in changes.unresolved.columns)
-
-
-def _live_donors(changes: Compacted, target: str) -> Donors:
-    table = changes.table
-    condition = key_match("t", key_names(table), "u", bound_key_names(table, "s"))
-    return Donors(f"SELECT u.r, {_values(changes, 't')} FROM etl_open AS u JOIN {target} AS t ON {condition}")
+def _missing_row(table: TableId) -> TableError:
+    return TableError(
+        f"{table} lacks a row at the destination whose unchanged TOAST value is needed",
+        hint="The destination was altered by someone else; copy the table again",
+        table=str(table),
+    )
 
 
 class _Undecided(Exception):
@@ -310,10 +303,16 @@ class _Finish:
         size, partial = self._session.rows(f"SELECT count(*), count(unchanged) FROM {log}")[0]
         if not size:
             return
-        # Without unchanged values pieces can be merged one after the other; otherwise values are looked for in all
-        # of the log before anything is taken from a staged row.
-        for changes in self._log_pieces(PIECE_BYTES if not partial else None):
-            self._merge_piece(compact(changes))
+        # A staged row serves a row that never moved; one that moved needs a row read after it had arrived.
+        merge = Merge(
+            self._session, self._table, staging_name(self._target), own_key=True, extra_donors=self._reread_donors
+        )
+        # Values are looked for in all of the log before anything is taken from a staged row.
+        for changes in self._log_pieces(None if partial else PIECE_BYTES):
+            undecided = merge.add(compact(changes))
+            if undecided is not None:
+                raise _Undecided(undecided)
+        merge.finish()
 
     def _log_pieces(self, limit: int | None) -> Iterator[Sequence[ChangeSet]]:
         schema = change_schema(self._table)
@@ -328,31 +327,13 @@ class _Finish:
         if piece:
             yield piece
 
-    def _merge_piece(self, changes: Compacted) -> None:
-        staging = staging_name(self._target)
-        if changes.unresolved is None:
-            merge(self._session, staging, changes)
-            return
-        rows = merge_with_donors(self._session, staging, changes, self._donors(changes))
-        if rows is not None:
-            keys = changes.upserts.select(list(self._table.key_indexes))
-            raise _Undecided(keys.take(rows.column(0)))
-
-    def _donors(self, changes: Compacted) -> Donors:
-        """A staged row serves a row that never moved; one that moved needs a row read after it had arrived."""
-        assert changes.unresolved is not None
-        bound = bound_key_names(self._table)
+    def _reread_donors(self, open_: Unresolved) -> str:
+        values = ", ".join(f"x.c{i} AS v{i}" for i in open_.columns)
         positions = [f"c{i}" for i in self._table.key_indexes]
-        values = ", ".join(f"x.c{i} AS v{i}" for i in changes.unresolved.columns)
-        staged = key_match("t", key_names(self._table), "u", bound)
-        reread = key_match("x", positions, "u", bound)
-        return Donors(
-            f"SELECT DISTINCT ON (r) * FROM ("
-            f"SELECT u.r, NULL AS seen_lsn, {_values(changes, 't')} FROM etl_open AS u"
-            f" JOIN {staging_name(self._target)} AS t ON {staged} WHERE u.origin = 0 UNION ALL "
-            f"SELECT u.r, x.seen_lsn, {values} FROM etl_open AS u"
-            f" JOIN {reread_name(self._target.copy_id)} AS x ON {reread} WHERE x.seen_lsn > u.origin"
-            f") ORDER BY r, seen_lsn DESC NULLS FIRST"
+        condition = key_match("x", positions, "u", bound_key_names(self._table))
+        return (
+            f"SELECT u.r, x.seen_lsn AS age, {values} FROM etl_open AS u"
+            f" JOIN {reread_name(self._target.copy_id)} AS x ON {condition} WHERE x.seen_lsn > u.origin"
         )
 
     def _swap(self, position: Lsn) -> int:
