@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 LOCK := requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check format bench lock clean
+.PHONY: help venv demo test check format bench bench-peers lock clean
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,10 @@ format: venv  ## Format the code and fix what can be fixed by itself
 bench: venv  ## Measure against the neighbours (JSON=1 prints one JSON object as the last line)
 	@$(BIN)/python -m benchmarks $(if $(filter-out 0,$(JSON)),--json) $(ARGS)
 
+bench-peers: venv  ## Install the optional contenders of the benchmark in a virtual environment of their own
+	@$(BIN)/uv venv --quiet --allow-existing .venv-peers
+	@$(BIN)/uv pip install --quiet --python .venv-peers/bin/python -r benchmarks/peers.txt
+
 lock: venv  ## Resolve the newest allowed versions into the lock file
 	@$(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3.11 --generate-hashes \
 		--extra dev --extra bench --no-emit-package etl-dagster --no-annotate --no-header \
@@ -43,5 +47,5 @@ lock: venv  ## Resolve the newest allowed versions into the lock file
 		--output-file $(LOCK) pyproject.toml
 
 clean:  ## Remove the virtual environment, caches and the demo's data
-	rm -rf $(VENV) .demo build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-peers .demo build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
