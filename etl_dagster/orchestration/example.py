@@ -10,11 +10,11 @@ from pathlib import Path
 import dagster as dg
 
 from etl_dagster.orchestration.definitions import build_replication_defs
+from etl_dagster.orchestration.from_environment import CONFIG_VARIABLE
 from etl_dagster.orchestration.parts import PipelineParts
 from etl_dagster.orchestration.resources import DuckDBDestinationResource, PostgresSourceResource, StoreResource
 from etl_dagster.orchestration.sensors import SensorSettings
 
-CONFIG_VARIABLE = "ETL_DAGSTER_CONFIG"
 SCHEMA = "shop"
 TABLES = ("customers", "products", "promotions", "orders", "order_items", "payments", "stock")
 # Beside Dagster's own files, which are not committed either.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import dagster as dg
 
 from etl_dagster.model import Lsn, TableId, TableSchema
-from etl_dagster.orchestration.names import UNTIL_TAG
+from etl_dagster.orchestration.names import HELD_TAG, UNTIL_TAG
 from etl_dagster.orchestration.parts import PipelineParts
 from etl_dagster.orchestration.reporting import RunReport, log_event
 from etl_dagster.orchestration.session import enter_session, errors_as_failures
@@ -85,6 +85,7 @@ class MicroBatch:
             with errors_as_failures():
                 replicator = enter_session(context, self.parts).replicator()
                 if replicator is None:
+                    context.instance.add_run_tags(context.run_id, {HELD_TAG: "true"})
                     context.log.warning("Another process runs this pipeline, and does what is to do")
                 elif begun := replicator.begin_copies():
                     context.log.info("copies begin: %s", ", ".join(map(str, begun)))

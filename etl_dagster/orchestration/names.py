@@ -6,6 +6,8 @@ from dataclasses import dataclass
 # Run tags. Every run that holds the pipeline carries the first: at most one of them is active at a time.
 PIPELINE_TAG = "etl/pipeline"
 UNTIL_TAG = "etl/until"
+# On a run that found the pipeline in the hands of another process, and so had nothing to do.
+HELD_TAG = "etl/held_elsewhere"
 # Dagster ends a run that takes longer: also one whose machine is gone, which would count as active for ever.
 MAX_RUNTIME_TAG = "dagster/max_runtime"
 # Runs beside the pipeline: checks, retention.

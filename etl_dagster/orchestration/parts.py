@@ -5,8 +5,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import dagster as dg
+
 from etl_dagster.config import PipelineConfig, load_config
 from etl_dagster.destinations.config import DestinationConfig
+from etl_dagster.errors import ConfigError
 from etl_dagster.orchestration.names import PipelineNames
 from etl_dagster.orchestration.resources import (
     ConfigResource,
@@ -70,12 +73,12 @@ class PipelineParts:
         return self._assemble({key: getattr(resources, key) for key in self.resource_keys})
 
     def config_now(self) -> PipelineConfig:
-        """The same outside of any run, with environment variables resolved now."""
-        parts = {
-            key: part.process_config_and_initialize() if isinstance(part, ConfigResource) else part
-            for key, part in self.as_resources().items()
-        }
-        return self._assemble(parts)
+        """The same outside of any run, with environment variables resolved now.
+
+        Raises:
+            ConfigError: A variable is not set.
+        """
+        return self._assemble({key: _resolved(part) for key, part in self.as_resources().items()})
 
     def _assemble(self, parts: Mapping[str, object]) -> PipelineConfig:
         return PipelineConfig.model_validate(
@@ -87,3 +90,13 @@ class PipelineParts:
                 "replication": self.replication,
             }
         )
+
+
+def _resolved(part: object) -> object:
+    if not isinstance(part, ConfigResource):
+        return part
+    try:
+        return part.process_config_and_initialize()
+    except dg.DagsterInvalidConfigError as error:
+        problem = error.errors[0].message.partition("\n")[0]
+        raise ConfigError(f"A resource cannot be resolved: {problem}", hint="Set the variable that it names") from error

@@ -3,13 +3,14 @@
 import threading
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from itertools import takewhile
 
 import dagster as dg
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.model import FrozenModel, TableId
 from etl_dagster.orchestration.live_assets import selection_for
-from etl_dagster.orchestration.names import MAX_RUNTIME_TAG, PIPELINE_TAG, UNTIL_TAG
+from etl_dagster.orchestration.names import HELD_TAG, MAX_RUNTIME_TAG, PIPELINE_TAG, UNTIL_TAG
 from etl_dagster.orchestration.parts import PipelineParts
 from etl_dagster.orchestration.translator import ReplicationTranslator
 from etl_dagster.pipeline import Pending, Pipeline
@@ -30,13 +31,14 @@ class SensorSettings(FrozenModel):
     """How the source is watched.
 
     Attributes:
-        interval_seconds: Between two looks; Dagster's loop cannot go below five.
+        interval_seconds: Least time between two looks. Dagster's loop makes one every five seconds at most; exactly
+            five would be missed by a hair at every other turn of that loop.
         running: On from the start, without a click in the UI.
         max_run_seconds: After which a run is taken for dead and ended; a copy that was under way goes on in the next.
         planned_tables: Most live tables that a run plans to materialize.
     """
 
-    interval_seconds: int = 5
+    interval_seconds: int = 1
     running: bool = True
     max_run_seconds: int = 4 * 3600
     planned_tables: int = 25
@@ -109,16 +111,18 @@ def build_sensor(
 
 
 def reason_to_wait(instance: dg.DagsterInstance, pipeline: str, now: datetime) -> str | None:
-    """Why no run should be asked for, whatever the source says: one is active, or the last ones failed just now."""
+    """Why no run should be asked for, whatever the source says: one is active, or the last ones came to nothing."""
     tags = {PIPELINE_TAG: pipeline}
     if instance.get_runs_count(dg.RunsFilter(tags=tags, statuses=ACTIVE)):
         return "a run of this pipeline is active"
     records = instance.get_run_records(dg.RunsFilter(tags=tags), limit=_REMEMBERED_FAILURES)
-    failures = 0
-    while failures < len(records) and records[failures].dagster_run.status is dg.DagsterRunStatus.FAILURE:
-        failures += 1
+    failures = len(list(takewhile(_was_in_vain, (record.dagster_run for record in records))))
     if not failures or (ended := records[0].end_time) is None:
         return None
     pause = min(MAX_PAUSE_SECONDS, 5.0 * 2**failures)
     left = ended + pause - now.timestamp()
-    return f"the last {failures} runs failed; next try in {left:.0f} s" if left > 0 else None
+    return f"the last {failures} runs failed or found the pipeline busy; next in {left:.0f} s" if left > 0 else None
+
+
+def _was_in_vain(run: dg.DagsterRun) -> bool:
+    return run.status is dg.DagsterRunStatus.FAILURE or HELD_TAG in run.tags

@@ -73,6 +73,17 @@ def test_definitions_load_without_a_source_and_the_sensor_says_why_there_is_noth
     assert SECRET not in str(raised.value)
 
 
+def test_definitions_load_while_a_variable_of_a_resource_is_missing(caplog: pytest.LogCaptureFixture) -> None:
+    parts = PipelineParts(
+        name="unset",
+        source=PostgresSourceResource(dsn=dg.EnvVar("A_VARIABLE_THAT_NOBODY_SETS"), all_tables=True),
+        destination=DuckDBDestinationResource(path="unset.duckdb"),
+        store=StoreResource(),
+    )
+    dg.Definitions.validate_loadable(build_replication_defs(parts))
+    assert "A_VARIABLE_THAT_NOBODY_SETS" in caplog.text
+
+
 def test_given_tables_need_no_database() -> None:
     config = PipelineConfig.model_validate(UNREACHABLE)
     defs = build_replication_defs(config, tables=["shop.orders", ITEMS])

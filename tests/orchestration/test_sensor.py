@@ -11,6 +11,7 @@ import pytest
 from etl_dagster.orchestration import SensorSettings
 from etl_dagster.orchestration.names import PIPELINE_TAG, UNTIL_TAG
 from etl_dagster.orchestration.sensors import reason_to_wait
+from etl_dagster.pipeline import Pipeline
 from tests.orchestration.project import ITEMS, ORDERS, Project
 
 IDLE_SECONDS = 0.05
@@ -96,6 +97,21 @@ def test_after_failures_it_asks_less_and_less_often(project: Project) -> None:
         waits.append(next(moments))
     assert waits == sorted(waits)
     assert waits[-1] > 5 * waits[0]
+
+
+def test_while_another_process_holds_the_pipeline_runs_become_rare(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("etl_dagster.orchestration.session.BUSY_SECONDS", 0.0)
+    project.micro_batch()
+    project.execute("delete from shop.orders where id = 1")
+    holder = Pipeline(project.config)
+    with holder.replicator():
+        assert project.micro_batch().success
+        answer = project.tick()
+    holder.close()
+    assert isinstance(answer, dg.SkipReason)
+    assert "busy" in str(answer.skip_message)
 
 
 def test_with_many_tables_only_those_that_wait_for_a_copy_are_planned(project: Project) -> None:
