@@ -28,12 +28,10 @@ PREFIX = (
     pa.field("moved", pa.bool_()),
 )
 
-_LSN_DIGITS = 16
-_ORDINAL_DIGITS = 8
-_LSN_WIDTH = _LSN_DIGITS + 1 + _ORDINAL_DIGITS
-_MAX_ORDINAL = 0xFFFFFFFF
-# Four hex digits for each value of 16 bits.
-_HEX = np.frombuffer("".join(f"{value:04X}" for value in range(1 << 16)).encode(), np.uint8).reshape(-1, 4)
+# Holds the commit LSN (64 bits) and the ordinal (32 bits) of a change side by side: 29 digits.
+LSN_TYPE = pa.decimal128(38, 0)
+_ORDINAL_BITS = 32
+_MAX_ORDINAL = (1 << _ORDINAL_BITS) - 1
 _CHANGE_TYPES = (ChangeType.INSERT.value, ChangeType.UPDATE.value, ChangeType.DELETE.value)
 
 _Bools = npt.NDArray[np.bool_]
@@ -41,7 +39,7 @@ _Bools = npt.NDArray[np.bool_]
 
 def cdc_fields() -> list[pa.Field]:
     """Arrow fields of the CDC columns."""
-    types = (pa.string(), pa.string(), pa.timestamp("us", "UTC"))
+    types = (pa.string(), LSN_TYPE, pa.timestamp("us", "UTC"))
     return [pa.field(name, type_) for name, type_ in zip(CDC_COLUMNS, types, strict=True)]
 
 
@@ -137,27 +135,17 @@ def select_changes(changes: ChangeSet, mask: _Bools) -> ChangeSet:
     )
 
 
-def format_lsn(lsn: int, ordinal: int = 0) -> str:
-    """A value of the column ``_LSN``: fixed width, so that text order is commit order."""
-    return f"{lsn:0{_LSN_DIGITS}X}/{min(ordinal, _MAX_ORDINAL):0{_ORDINAL_DIGITS}X}"
+def lsn_number(lsn: int, ordinal: int = 0) -> int:
+    """A value of the column ``_LSN``: commit LSN times 2^32 plus ordinal, so that numeric order is commit order."""
+    return (int(lsn) << _ORDINAL_BITS) | min(ordinal, _MAX_ORDINAL)
 
 
-def format_lsns(lsn: npt.NDArray[np.uint64], ordinal: npt.NDArray[np.int64]) -> pa.Array:
-    """Values of the column ``_LSN`` for many changes; see `format_lsn`."""
-    size = len(lsn)
-    text = np.empty((size, _LSN_WIDTH), np.uint8)
-    text[:, _LSN_DIGITS] = ord("/")
-    for group in range(_LSN_DIGITS // 4):
-        _put_hex(text, group * 4, lsn >> np.uint64(48 - 16 * group))
-    place = np.minimum(ordinal, _MAX_ORDINAL).astype(np.uint64)
-    for group in range(_ORDINAL_DIGITS // 4):
-        _put_hex(text, _LSN_DIGITS + 1 + group * 4, place >> np.uint64(16 - 16 * group))
-    offsets = np.arange(size + 1, dtype=np.int32) * np.int32(_LSN_WIDTH)
-    return pa.StringArray.from_buffers(size, pa.py_buffer(offsets), pa.py_buffer(text))
-
-
-def _put_hex(text: npt.NDArray[np.uint8], at: int, values: npt.NDArray[np.uint64]) -> None:
-    text[:, at : at + 4] = _HEX[values.astype(np.uint16)]
+def lsn_numbers(lsn: npt.NDArray[np.uint64], ordinal: npt.NDArray[np.int64]) -> pa.Array:
+    """Values of the column ``_LSN`` for many changes; see `lsn_number`."""
+    halves = np.empty((len(lsn), 2), np.uint64)  # a decimal is 16 bytes, the lower half first
+    halves[:, 0] = (lsn << np.uint64(_ORDINAL_BITS)) | np.minimum(ordinal, _MAX_ORDINAL).astype(np.uint64)
+    halves[:, 1] = lsn >> np.uint64(64 - _ORDINAL_BITS)
+    return pa.Array.from_buffers(LSN_TYPE, len(lsn), [None, pa.py_buffer(halves)])
 
 
 def cdc_columns(
@@ -170,4 +158,4 @@ def cdc_columns(
     change_type = pa.DictionaryArray.from_arrays(
         pa.array(kind - np.int8(ChangeKind.INSERT)), pa.array(_CHANGE_TYPES, pa.string())
     )
-    return [change_type, format_lsns(lsn, ordinal), pa.array(timestamp).view(pa.timestamp("us", "UTC"))]
+    return [change_type, lsn_numbers(lsn, ordinal), pa.array(timestamp).view(pa.timestamp("us", "UTC"))]

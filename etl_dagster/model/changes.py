@@ -19,7 +19,7 @@ from etl_dagster.model.table import TableId, TableSchema
 
 # Columns that every destination adds to a table, after the source's own.
 CHANGE_TYPE_COLUMN = "_CHANGE_TYPE"  # text: how the row got its present state, a `ChangeType`
-LSN_COLUMN = "_LSN"  # text of fixed width, sorts in commit order: see `format_lsn`
+LSN_COLUMN = "_LSN"  # decimal(38, 0): commit LSN * 2^32 + place in the transaction; sorts in commit order
 TIMESTAMP_COLUMN = "_TIMESTAMP"  # timestamp[us, UTC]: commit time at the source; snapshot time of a copied row
 CDC_COLUMNS = (CHANGE_TYPE_COLUMN, LSN_COLUMN, TIMESTAMP_COLUMN)
 

@@ -130,10 +130,10 @@ class StreamContract(_Suite):
         ops: list[Op] = [Insert(0x20, (4, "d", "D")), Update(0x20, (1, "x", "X"))]
         destination.write_events(make_batch(0x30, [[events(table, *ops)]]))
         assert origin(destination, table) == {
-            1: ("update", "0000000000000020/00000001"),
-            2: ("copy", "000000000000000A/00000000"),
-            3: ("copy", "000000000000000A/00000000"),
-            4: ("insert", "0000000000000020/00000000"),
+            1: ("update", (0x20 << 32) + 1),
+            2: ("copy", 0xA << 32),
+            3: ("copy", 0xA << 32),
+            4: ("insert", (0x20 << 32) + 0),
         }
         stamps = destination.read_table(table).read_all().column(CDC_COLUMNS[2]).to_pylist()
         assert sorted(stamps) == sorted([TAKEN_AT, TAKEN_AT, *[datetime.fromtimestamp(0x20, UTC)] * 2])

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Measured: what inserting rows of text takes per column and thread, with what everything else needs.
+_COLUMN_ROOM = 1024 * 1024
+_ROOM = 64 * 1024 * 1024
 _LOCK_MESSAGE = "Could not set lock"
 _LOCK_POLL_SECONDS = 0.1
 _LOCK_NOTICE_SECONDS = 5.0
@@ -88,9 +91,12 @@ class Session:
 class Client:
     """One open database file."""
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
+    def __init__(self, connection: duckdb.DuckDBPyConnection, config: DuckDbConfig) -> None:
         self._connection = connection
+        self._config = config
+        self._memory = config.memory_limit_bytes
         self._lock = threading.Lock()
+        self._wide = threading.Lock()
 
     @contextmanager
     def session(self) -> Iterator[Session]:
@@ -103,6 +109,24 @@ class Client:
     def open_session(self) -> Session:
         with self._lock:
             return Session(self._connection.cursor())
+
+    @contextmanager
+    def room_for(self, columns: int) -> Iterator[None]:
+        """Room to insert rows of so many columns: DuckDB pins some blocks per column and thread, whatever its limit.
+
+        Wide tables are written one at a time, and where even that does not fit the memory limit is raised.
+        """
+        need = _ROOM + columns * self._config.threads * _COLUMN_ROOM
+        if need <= self._memory // 2:
+            yield
+            return
+        with self._wide:
+            if need > self._memory:
+                logger.warning("A table of %d columns needs a memory limit of %d MB", columns, need >> 20)
+                self._memory = need
+                with self.session() as session:
+                    session.run(f"SET memory_limit = '{need >> 10}KiB'")
+            yield
 
     def close(self) -> None:
         self._connection.close()
@@ -161,7 +185,7 @@ def connect(config: DuckDbConfig, clock: Callable[[], float] = time.monotonic) -
     notice = clock()
     while True:
         try:
-            return Client(_open(config))
+            return Client(_open(config), config)
         except _Held as held:
             if clock() >= deadline:
                 raise _timed_out(config, held) from held
@@ -185,6 +209,8 @@ def _open(config: DuckDbConfig) -> duckdb.DuckDBPyConnection:
     try:
         connection = duckdb.connect(config.path, config=_settings(config))
         connection.execute("SET TimeZone = 'UTC'")
+        # Trying a dictionary on every text costs a third of an insert; FSST makes files of nearly the same size.
+        connection.execute("SET disabled_compression_methods = 'dictionary'")
         return connection
     except duckdb.IOException as error:
         if _LOCK_MESSAGE in str(error):

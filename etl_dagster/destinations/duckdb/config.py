@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from pydantic import Field
 
 from etl_dagster.destinations.config import DestinationConfig
+
+_LIMIT = r"^(\d+(?:\.\d+)?)\s*([KMGT])(i?)B$"
 
 # DuckDB spills beyond it; the engine around it needs the rest of what a small machine has.
 MEMORY_LIMIT = "256MB"
@@ -22,9 +25,17 @@ class DuckDbConfig(DestinationConfig):
     type: Literal["duckdb"] = "duckdb"
     path: str = Field(min_length=1, description="The database file; created when it is missing")
     memory_limit: str = Field(
-        MEMORY_LIMIT, pattern=r"^\d+(\.\d+)?\s*[KMGT]i?B$", description="Memory DuckDB may use before it spills to disk"
+        MEMORY_LIMIT, pattern=_LIMIT, description="Memory DuckDB may use before it spills; raised for wide tables"
     )
     threads: int = Field(THREADS, ge=1, le=256, description="Threads DuckDB may use")
     lock_timeout_seconds: float = Field(
         LOCK_TIMEOUT_SECONDS, ge=0, description="How long to wait while another process holds the file"
     )
+
+    @property
+    def memory_limit_bytes(self) -> int:
+        """The memory limit as a number."""
+        found = re.match(_LIMIT, self.memory_limit)
+        assert found is not None
+        number, unit, binary = found.groups()
+        return int(float(number) * (1024 if binary else 1000) ** (1 + "KMGT".index(unit)))

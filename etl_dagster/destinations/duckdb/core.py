@@ -9,8 +9,8 @@ import pyarrow as pa
 
 from etl_dagster.arrow.changes import (
     change_schema,
-    format_lsn,
     from_record_batch,
+    lsn_number,
     select_changes,
     to_record_batch,
 )
@@ -106,7 +106,8 @@ class DuckDbDestination(Destination):
                 return staged
             if copy.finished_rows is not None:
                 raise DestinationError(f"copy {target.copy_id} is finished", hint="Start the copy of the table again")
-            return _stage(session, target, chunk)
+            with self._opened.room_for(len(target.table.columns)):
+                return _stage(session, target, chunk)
 
     def write_events(self, batch: EventBatch) -> WriteResult:
         with translated("apply a batch"), self._session.transaction():
@@ -173,7 +174,7 @@ def _stage(session: Session, target: CopyTarget, chunk: ChunkRows) -> int:
             session.run(f"INSERT INTO {reread_name(target.copy_id)} SELECT *, {int(chunk.seen_lsn)} FROM etl_rows")
         else:
             columns = ", ".join(quoted(field.name) for field in live_schema(target.table))
-            cdc = [ChangeType.COPY.value, format_lsn(chunk.seen_lsn), chunk.taken_at]
+            cdc = [ChangeType.COPY.value, lsn_number(chunk.seen_lsn), chunk.taken_at]
             session.run(f"INSERT INTO {staging_name(target)} ({columns}) SELECT *, ?, ?, ? FROM etl_rows", cdc)
         Ledger(session).add_chunk(target.copy_id, chunk, feed.rows)
     return feed.rows

@@ -17,7 +17,7 @@ from etl_dagster.destinations.base import ChunkRows
 from etl_dagster.destinations.duckdb.client import Session
 from etl_dagster.destinations.duckdb.encoding import duckdb_type, quoted
 from etl_dagster.errors import DestinationError, TableError
-from etl_dagster.model import CopyTarget, Lsn, TableId, TableSchema
+from etl_dagster.model import CHANGE_TYPE_COLUMN, ChangeType, CopyTarget, Lsn, TableId, TableSchema
 
 SCHEMA = "_etl"
 _CREATE = """
@@ -28,6 +28,7 @@ CREATE TABLE IF NOT EXISTS _etl.copies
 CREATE TABLE IF NOT EXISTS _etl.chunks
     (copy_id VARCHAR, chunk_id VARCHAR, row_count BIGINT, seen_lsn UBIGINT, reread BOOLEAN);
 """
+_CHANGE_TYPE = "ENUM (" + ", ".join(f"'{value}'" for value in ChangeType) + ")"
 
 
 def live_name(table: TableId) -> str:
@@ -177,7 +178,7 @@ class Ledger:
         self._session.run("INSERT INTO _etl.chunks VALUES (?, ?, ?, ?, ?)", values)
 
     def _create_table(self, name: str, schema: pa.Schema) -> None:
-        columns = ", ".join(f"{quoted(field.name)} {duckdb_type(field.type)}" for field in schema)
+        columns = ", ".join(f"{quoted(field.name)} {_column_type(field)}" for field in schema)
         self._session.run(f"CREATE TABLE {name} ({columns})")
 
 
@@ -201,6 +202,11 @@ def reread_schema(table: TableSchema) -> pa.Schema:
     """Arrow schema of rows that were read again, by position like the change log."""
     fields = [pa.field(f"c{i}", field.type) for i, field in enumerate(arrow_schema(table))]
     return pa.schema([*fields, pa.field("seen_lsn", pa.uint64())])
+
+
+def _column_type(field: pa.Field) -> str:
+    # Few values for ever: an enum of one byte, where text would be hashed, counted and compressed for each row.
+    return _CHANGE_TYPE if field.name == CHANGE_TYPE_COLUMN else duckdb_type(field.type)
 
 
 def _folded(table: TableId) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from etl_dagster.arrow.changes import format_lsn
+from etl_dagster.arrow.changes import lsn_number
 from etl_dagster.arrow.types import arrow_schema
 from etl_dagster.destinations.admission import require_column_names, require_mergeable
 from etl_dagster.destinations.base import Capabilities, ChunkRows, CopyResult, Destination, WriteResult
@@ -232,7 +232,7 @@ def missing_row(table: TableId) -> TableError:
 
 
 def _staged_rows(table: TableSchema, chunk: ChunkRows) -> list[tuple[Key, Row]]:
-    lsn, stamp = format_lsn(chunk.seen_lsn), int(chunk.taken_at.timestamp() * 1_000_000)
+    lsn, stamp = lsn_number(chunk.seen_lsn), int(chunk.taken_at.timestamp() * 1_000_000)
     cells = [cells for batch in chunk.batches for cells in cells_of(batch)]
     keys = [key_of([each[index] for index in table.key_indexes]) for each in cells]
     return [(key, Row(each, ChangeType.COPY, lsn, stamp)) for key, each in zip(keys, cells, strict=True)]

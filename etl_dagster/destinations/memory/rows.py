@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 
 import numpy as np
 import pyarrow as pa
 
-from etl_dagster.arrow.changes import cdc_fields, format_lsn
+from etl_dagster.arrow.changes import LSN_TYPE, cdc_fields, lsn_number
 from etl_dagster.arrow.types import arrow_schema
 from etl_dagster.model import ChangeKind, ChangeSet, ChangeType, TableSchema
 
@@ -25,7 +26,7 @@ class Row:
 
     cells: tuple[pa.Array | None, ...]
     change_type: ChangeType
-    lsn: str
+    lsn: int
     timestamp: int
 
     @property
@@ -74,15 +75,11 @@ def changes_of(changes: ChangeSet) -> Iterator[Change]:
         row = Row(
             cells=tuple(None if column in unchanged else cell for column, cell in enumerate(cells)),
             change_type=_CHANGE_TYPE.get(kind, ChangeType.DELETE),
-            lsn=format_lsn_of(changes, i),
+            lsn=lsn_number(int(changes.lsn[i]), int(changes.ordinal[i])),
             timestamp=int(changes.timestamp[i]),
         )
         old_key = key_of(old_keys[i]) if moved and old_keys is not None else key
         yield Change(kind, int(changes.lsn[i]), key, old_key, row)
-
-
-def format_lsn_of(changes: ChangeSet, i: int) -> str:
-    return format_lsn(int(changes.lsn[i]), int(changes.ordinal[i]))
 
 
 def to_table(table: TableSchema, rows: Sequence[Row]) -> pa.Table:
@@ -93,5 +90,6 @@ def to_table(table: TableSchema, rows: Sequence[Row]) -> pa.Table:
         return schema.empty_table()
     columns = [pa.concat_arrays([row.cells[i] for row in rows]) for i in range(len(table.columns))]
     stamps = pa.array(np.array([row.timestamp for row in rows], np.int64)).view(fields[-1].type)
-    cdc = [pa.array([row.change_type.value for row in rows]), pa.array([row.lsn for row in rows]), stamps]
+    lsns = pa.array([Decimal(row.lsn) for row in rows], LSN_TYPE)
+    cdc = [pa.array([row.change_type.value for row in rows]), lsns, stamps]
     return pa.Table.from_arrays([*columns, *cdc], schema=schema)
