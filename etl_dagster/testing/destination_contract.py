@@ -387,7 +387,7 @@ class CopyContract(_Suite):
         destination.write_table_rows(target, chunk(table, "2", [(4, "d", "D"), (10, "j", "J")]))
         assert destination.finish_copy(target, Lsn(30)).rows == 4
         assert content(destination, table) == [(1, "x", "X"), (10, "j", "J"), (30, "c", "C"), (4, "d", "D")]
-        assert origin(destination, table)[1] == ("update", "0000000000000014/00000001")
+        assert origin(destination, table)[1] == ("update", (0x14 << 32) + 1)
 
     def test_a_replayed_batch_is_logged_once(self, destination: Destination, target: CopyTarget) -> None:
         ops: list[Op] = [Update(20, (1, "x", "X")), Update(20, (2, "x", "X"), old=(1,))]
