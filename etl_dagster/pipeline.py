@@ -178,7 +178,9 @@ class Pipeline:
             lag_bytes = None if position is None else max(0, current - position)
             lag_seconds = None
             if record is not None:
-                behind = bool(lag_bytes) and self._watch.has_changes(Lsn(min(current, record.position + PROBE_WAL_BYTES)))
+                behind = bool(lag_bytes) and self._watch.has_changes(
+                    Lsn(min(current, record.position + PROBE_WAL_BYTES))
+                )
                 lag_seconds = _age(record.newest_commit or record.updated_at) if behind else 0.0
             return PipelineStatus(
                 name=self.name,
@@ -298,7 +300,9 @@ class Pipeline:
             tables = len(self._store.tables())
         except EtlError as error:
             return CheckResult("state store", passed=False, detail=error.message, todo=error.hint)
-        return CheckResult("state store", passed=True, detail=f"{self.config.store.type}, {tables} tables known", todo="")
+        return CheckResult(
+            "state store", passed=True, detail=f"{self.config.store.type}, {tables} tables known", todo=""
+        )
 
     def _check_destination(self) -> CheckResult:
         try:

@@ -198,9 +198,7 @@ class Copier:
             lambda: self._try_chunk(job, chunk),
             what=f"chunk {chunk.chunk_id} of {job.table.id}",
             when=lambda error: (
-                isinstance(error, EtlError)
-                and action_for(error) is Action.RETRY
-                and not self._stopping.is_set()
+                isinstance(error, EtlError) and action_for(error) is Action.RETRY and not self._stopping.is_set()
             ),
         )
 

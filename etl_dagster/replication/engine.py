@@ -31,7 +31,6 @@ from etl_dagster.retry import Retrier
 from etl_dagster.settings import ReplicationSettings
 from etl_dagster.store.base import SlotRecord, Store, TableRecord, TableState
 
-
 _UNKNOWN_LSN = Lsn(2**63)
 
 
@@ -41,8 +40,6 @@ class Stop(Protocol):
     def is_set(self) -> bool:
         """Whether to stop."""
         ...
-
-
 
 
 class Replicator:
@@ -333,8 +330,8 @@ class Replicator:
         record, status = self._store.slot(), self._source.slot()
         if record is not None and record.system_id != identity.system_id:
             raise StateError(
-                f"The state of this pipeline belongs to another database cluster (system identifier {record.system_id}, "
-                f"this one is {identity.system_id})",
+                f"The state of this pipeline belongs to another database cluster (system identifier "
+                f"{record.system_id}, this one is {identity.system_id})",
                 hint="Give the pipeline a new name, or remove its state, to copy everything from this cluster",
             )
         reason = _gap(record, status)
@@ -376,8 +373,8 @@ class Replicator:
             table = record.table
             if record.state in COPYING_STATES and record.copy_id not in copies and not self._finished(record):
                 self._tables.recopy(table, "the destination does not know its copy any more", live=record.live)
-            record = self._tables.records[table]
-            if record.live and (table not in positions or positions[table] < self._slot.written):
+            live = self._tables.records[table].live
+            if live and (table not in positions or positions[table] < self._slot.written):
                 lost = "is missing" if table not in positions else "is older than what was written to it"
                 self._tables.recopy(table, f"its table at the destination {lost}", live=False)
 
@@ -465,8 +462,10 @@ def _gap(record: SlotRecord | None, status: SlotStatus | None) -> str | None:
 
 def _no_key(schema: TableSchema) -> tuple[str, str]:
     name = f'"{schema.id.schema}"."{schema.id.name}"'
-    return (
-        "it has no key, so that updates and deletes cannot be matched to rows",
+    reason = "it has no key, so that updates and deletes cannot be matched to rows"
+    hint = (
         f"Add a primary key (ALTER TABLE {name} ADD PRIMARY KEY (...)), or name a unique index of NOT NULL columns "
-        f"(ALTER TABLE {name} REPLICA IDENTITY USING INDEX ...), or exclude the table from the publication; then re-sync it",
+        f"(ALTER TABLE {name} REPLICA IDENTITY USING INDEX ...), or exclude the table from the publication; then "
+        "re-sync it"
     )
+    return reason, hint

@@ -124,7 +124,7 @@ class Source(Protocol):
         ...
 
     def flush_wal(self) -> None:
-        """Make the server flush what it has inserted so far, so that `current_position` reaches it; on a standby nothing.
+        """Make the server flush what it has inserted, so that `current_position` reaches it; nothing on a standby.
 
         A commit without a transaction id leaves WAL that only its next flush makes readable.
         """
@@ -170,4 +170,3 @@ class Source(Protocol):
     def read_keys(self, table: TableSchema, keys: pa.Table) -> AbstractContextManager[ChunkReader]:
         """Read the rows with these keys (columns in key order) under a snapshot of their own."""
         ...
-

@@ -84,7 +84,9 @@ class LogReporter:
     def table_changed(self, record: TableRecord) -> None:
         reason = f": {record.reason}" if record.reason else ""
         level = logging.WARNING if record.state == "quarantined" else logging.INFO
-        logger.log(level, "%s is %s%s%s", record.table, record.state, reason, f" — {record.hint}" if record.hint else "")
+        logger.log(
+            level, "%s is %s%s%s", record.table, record.state, reason, f" — {record.hint}" if record.hint else ""
+        )
 
     def copy_progressed(self, progress: CopyProgress) -> None:
         logger.info(

@@ -8,8 +8,8 @@ from etl_dagster.model import ChangeSet, Lsn, Route, TableEvents, TableId
 from etl_dagster.settings import ReplicationSettings
 
 _PAGE = 8192
-# A position on a page boundary names the page's header too (40 bytes at the start of a segment, 24 elsewhere): no record
-# begins there, and the server says either address for the same place.
+# A position on a page boundary names the page's header too (40 bytes at the start of a segment, 24 elsewhere): no
+# record begins there, and the server says either address for the same place.
 _PAGE_HEADER = 40
 
 

@@ -61,7 +61,11 @@ class Tables:
             self.move(table, TableState.QUARANTINED, reason=reason, hint=hint)
 
     def adopt_requests(self) -> bool:
-        """Take over what another process asked for by putting a record back to `TableState.INIT`; whether there was any."""
+        """Take over what another process asked for by putting a record back to `TableState.INIT`.
+
+        Returns:
+            Whether there was anything.
+        """
         adopted = False
         for table, stored in self._store.tables().items():
             known = self.records.get(table)

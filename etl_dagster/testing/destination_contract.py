@@ -95,7 +95,7 @@ def content(place: Destination, table: TableSchema) -> list[tuple[object, ...]]:
     return sorted(zip(*(column.to_pylist() for column in found.columns), strict=True), key=repr)
 
 
-def origin(place: Destination, table: TableSchema) -> dict[object, tuple[str, str]]:
+def origin(place: Destination, table: TableSchema) -> dict[object, tuple[str, int]]:
     """Change type and LSN of each row by its first column."""
     found = place.read_table(table).read_all()
     columns = [found.column(0), *(found.column(name) for name in CDC_COLUMNS[:2])]

@@ -71,7 +71,10 @@ def test_writes_of_all_kinds_during_a_copy(scenario) -> None:
 def test_a_truncate_during_a_copy(scenario) -> None:
     _table(scenario)
     scenario.use(replication=SMALL_CHUNKS)
-    _sync(scenario, StepByStep(scenario, "update t set v = 'a'", "truncate t", "insert into t values (1, 'b', 'c'), (2, 'd', 'e')"))
+    _sync(
+        scenario,
+        StepByStep(scenario, "update t set v = 'a'", "truncate t", "insert into t values (1, 'b', 'c'), (2, 'd', 'e')"),
+    )
     scenario.assert_equal("t")
 
 
@@ -109,7 +112,7 @@ def test_a_resync_keeps_the_live_table_readable_and_current(scenario) -> None:
     _sync(scenario, reporter)
     states = [(seen.state, seen.live) for seen in reporter.seen if not isinstance(seen, str)]
     assert (TableState.COPYING, True) in states
-    assert (TableState.READY, True) == states[-1]
+    assert states[-1] == (TableState.READY, True)
     scenario.assert_equal("t")
 
 
@@ -144,7 +147,9 @@ def test_the_slot_keeps_moving_while_a_copy_waits(scenario) -> None:
         with scenario.pipeline.replicator() as replicator:
             before = replicator.position
             replicator.step()
-            scenario.execute("create table noise (id int primary key)", "insert into noise select generate_series(1, 1000)")
+            scenario.execute(
+                "create table noise (id int primary key)", "insert into noise select generate_series(1, 1000)"
+            )
             replicator.step()
             replicator.step()
             assert scenario.state("t") is TableState.COPYING
@@ -197,6 +202,8 @@ def test_partitioned_tables_are_copied_through_their_root(scenario) -> None:
     )
     scenario.execute("create publication pub_root for table p with (publish_via_partition_root = true)")
     scenario.sync()
-    scenario.execute("update p set v = 'w' where id < 50", "update p set day = day - 31 where id = 100", "delete from p where id = 3")
+    scenario.execute(
+        "update p set v = 'w' where id < 50", "update p set day = day - 31 where id = 100", "delete from p where id = 3"
+    )
     scenario.sync()
     scenario.assert_equal("p")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psycopg
 import yaml
+
 from tests.replication.traffic import TABLES
 
 KILLS = int(os.environ.get("ETL_TEST_KILLS", "50"))

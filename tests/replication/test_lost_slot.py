@@ -9,14 +9,20 @@ from etl_dagster.store.base import TableState
 
 
 def _begin(scenario) -> str:
-    scenario.execute("create table t (id int primary key, v text)", "insert into t select i, 'v' || i from generate_series(1, 50) i")
+    scenario.execute(
+        "create table t (id int primary key, v text)", "insert into t select i, 'v' || i from generate_series(1, 50) i"
+    )
     scenario.sync()
     return scenario.pipeline.config.source.slot.name
 
 
 def test_a_missing_slot_leads_to_a_fresh_copy_and_says_so(scenario) -> None:
     slot = _begin(scenario)
-    scenario.execute(f"select pg_drop_replication_slot('{slot}')", "update t set v = 'unseen' where id = 1", "delete from t where id = 2")
+    scenario.execute(
+        f"select pg_drop_replication_slot('{slot}')",
+        "update t set v = 'unseen' where id = 1",
+        "delete from t where id = 2",
+    )
     summary = scenario.sync()
     assert any("gone" in notice and slot in notice for notice in summary.notices)
     assert scenario.state("t") is TableState.READY
@@ -37,7 +43,9 @@ def test_a_slot_made_anew_by_somebody_else_is_noticed(scenario) -> None:
 
 def test_a_slot_that_somebody_advanced_is_noticed(scenario) -> None:
     slot = _begin(scenario)
-    scenario.execute("delete from t where id = 3", f"select pg_replication_slot_advance('{slot}', pg_current_wal_flush_lsn())")
+    scenario.execute(
+        "delete from t where id = 3", f"select pg_replication_slot_advance('{slot}', pg_current_wal_flush_lsn())"
+    )
     summary = scenario.sync()
     assert any("moved" in notice for notice in summary.notices)
     scenario.assert_equal("t")

@@ -70,7 +70,10 @@ def test_what_was_rolled_back_does_not_arrive(scenario) -> None:
 
 def test_a_truncate_of_several_tables_follows(scenario) -> None:
     _orders(scenario)
-    scenario.execute("create table lines (id int primary key, o bigint references orders)", "insert into lines select i, i from generate_series(1, 50) i")
+    scenario.execute(
+        "create table lines (id int primary key, o bigint references orders)",
+        "insert into lines select i, i from generate_series(1, 50) i",
+    )
     scenario.sync()
     with scenario.source.transaction():
         scenario.execute("update orders set note = 'before'", "truncate orders cascade", FILL % (7, 9))
@@ -103,7 +106,10 @@ def test_a_type_without_binary_decoder_arrives_as_the_servers_text(scenario) -> 
         "insert into odd select i, row(i, 'x'::text)::pair, int4range(i, i + 5), '10.0.0.1', b'101', 12.5, '(1,2)' from generate_series(1, 10) i",
     )
     scenario.sync()
-    scenario.execute("update odd set p = row(7, 'it''s'::text)::pair, r = 'empty', i = '::1/64' where id < 4", "delete from odd where id = 9")
+    scenario.execute(
+        "update odd set p = row(7, 'it''s'::text)::pair, r = 'empty', i = '::1/64' where id < 4",
+        "delete from odd where id = 9",
+    )
     scenario.sync()
     scenario.assert_equal("odd")
 
@@ -119,7 +125,11 @@ def test_a_second_sync_with_nothing_to_do_changes_nothing(scenario) -> None:
 def test_the_slot_follows_also_past_wal_that_holds_nothing_for_us(scenario) -> None:
     _orders(scenario)
     scenario.sync()
-    scenario.execute("create schema other", "create table other.noise (i int)", "insert into other.noise select generate_series(1, 20000)")
+    scenario.execute(
+        "create schema other",
+        "create table other.noise (i int)",
+        "insert into other.noise select generate_series(1, 20000)",
+    )
     scenario.sync()
     [(confirmed, end)] = scenario.source.execute(
         "select confirmed_flush_lsn, pg_current_wal_flush_lsn() from pg_replication_slots where database = current_database()"
@@ -154,7 +164,8 @@ def test_a_table_without_key_is_put_aside_with_advice_and_the_others_go_on(scena
     summary = scenario.sync()
     [record] = summary.quarantined.values()
     assert record.table.name == "keyless"
-    assert "ADD PRIMARY KEY" in record.hint and "exclude" in record.hint
+    assert "ADD PRIMARY KEY" in record.hint
+    assert "exclude" in record.hint
     scenario.assert_equal("orders")
     scenario.execute("alter table keyless add primary key (v)")
     scenario.pipeline.request_resync(record.table)
@@ -179,7 +190,9 @@ def test_one_transaction_larger_than_a_piece_arrives_whole(scenario) -> None:
     scenario.use(replication={"piece_bytes": 65536, "refresh_seconds": 0.2, "idle_poll_seconds": 0.02})
     scenario.sync()
     with scenario.source.transaction():
-        scenario.execute(FILL % (1000, 20000), "update orders set note = 'again'", "delete from orders where id % 7 = 0")
+        scenario.execute(
+            FILL % (1000, 20000), "update orders set note = 'again'", "delete from orders where id % 7 = 0"
+        )
     scenario.sync()
     scenario.assert_equal("orders")
 
@@ -195,7 +208,11 @@ def test_other_replica_identities_work(scenario, identity: str) -> None:
         f"alter table orders replica identity {identity}",
     )
     scenario.sync()
-    scenario.execute("update orders set note = 'y' where id < 9", "update orders set alt = -alt where id = 20", "delete from orders where id > 90")
+    scenario.execute(
+        "update orders set note = 'y' where id < 9",
+        "update orders set alt = -alt where id = 20",
+        "delete from orders where id > 90",
+    )
     scenario.sync()
     scenario.assert_equal("orders")
 
@@ -205,7 +222,7 @@ def test_two_processes_do_not_work_on_one_pipeline(scenario) -> None:
     with scenario.pipeline.replicator() as replicator:
         replicator.sync()
         other = type(scenario)(scenario.dsn, scenario.folder, scenario.source)
-        with pytest.raises(Exception, match="another process|holds") as caught:
+        with pytest.raises(Exception, match=r"another process|holds") as caught:
             other.sync()
         assert caught.value.kind == "pipeline_busy"
     scenario.sync()

@@ -22,12 +22,18 @@ def one(source: psycopg.Connection, dice: random.Random) -> None:
     what = dice.random()
     with source.transaction(force_rollback=dice.random() < 0.05):
         if what < 0.3:
-            source.execute("insert into moves (account, amount) select %s, g from generate_series(1, %s) g", (key, dice.randint(1, 200)))
+            source.execute(
+                "insert into moves (account, amount) select %s, g from generate_series(1, %s) g",
+                (key, dice.randint(1, 200)),
+            )
             source.execute("update accounts set balance = balance + 1 where id = %s", (key,))
         elif what < 0.5:
             source.execute("update accounts set owner = owner || 'x' where id between %s and %s", (key, key + 50))
         elif what < 0.6:
-            source.execute("update accounts set id = -id where id = %s and not exists (select from accounts where id = %s)", (key, -key))
+            source.execute(
+                "update accounts set id = -id where id = %s and not exists (select from accounts where id = %s)",
+                (key, -key),
+            )
         elif what < 0.7:
             source.execute("delete from accounts where id between %s and %s", (key, key + 5))
         elif what < 0.8:
