@@ -115,8 +115,8 @@ class Destination(ABC):
 
         For a `CopyTarget` this begins a copy: staging area and change log of this copy exist and are empty
         afterwards, and leftovers of other copies of the same table are gone. When this very copy has begun before,
-        what it holds is kept (the call repeats one that a crash made uncertain). The live table is not touched. For a live
-        table, readers see either the full or the empty table; its watermark stays.
+        what it holds is kept (the call repeats one that a crash made uncertain). The live table is not touched. For a
+        live table, readers see either the full or the empty table; its watermark stays.
         """
 
     @abstractmethod
@@ -143,11 +143,11 @@ class Destination(ABC):
     def finish_copy(self, target: CopyTarget, position: Lsn) -> CopyResult:
         """Make the copy the live table, in one transaction.
 
-        Staged rows whose key is in the log give way to the last change in the log; the result takes the place of the live
-        table, with ``position`` as its watermark; staging area and log go away. Where unchanged TOAST values can be
-        found neither in the log nor in a staged row that is sure to be the same row, nothing is swapped and the keys
-        are returned as ``undecided``: the engine reads them again (`ChunkRows.reread`) and calls again. Called again for
-        a copy that was finished, it returns the row count and changes nothing.
+        Staged rows whose key is in the log give way to the last change in the log; the result takes the place of the
+        live table, with ``position`` as its watermark; staging area and log go away. Where unchanged TOAST values can
+        be found neither in the log nor in a staged row that is sure to be the same row, nothing is swapped and the keys
+        are returned as ``undecided``: the engine reads them again (`ChunkRows.reread`) and calls again. Called again
+        for a copy that was finished, it returns the row count and changes nothing.
         """
 
     @abstractmethod
