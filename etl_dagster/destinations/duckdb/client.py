@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Measured: what inserting rows of text takes per column and thread, with what everything else needs.
-_COLUMN_ROOM = 1024 * 1024
+# Measured: what merging rows of text takes per column and thread (staging takes half), and all the rest.
+_COLUMN_ROOM = 2 * 1024 * 1024
 _ROOM = 64 * 1024 * 1024
 _LOCK_MESSAGE = "Could not set lock"
 _LOCK_POLL_SECONDS = 0.1
@@ -88,6 +88,10 @@ class Session:
         self._cursor.close()
 
 
+def _need(columns: int, config: DuckDbConfig) -> int:
+    return _ROOM + columns * config.threads * _COLUMN_ROOM
+
+
 class Client:
     """One open database file."""
 
@@ -111,22 +115,24 @@ class Client:
             return Session(self._connection.cursor())
 
     @contextmanager
-    def room_for(self, columns: int) -> Iterator[None]:
-        """Room to insert rows of so many columns: DuckDB pins some blocks per column and thread, whatever its limit.
+    def one_wide_at_a_time(self, columns: int) -> Iterator[None]:
+        """Room to insert rows of so many columns; chunks of tables too wide for the limit wait for each other."""
+        self.make_room(columns)
+        with self._wide if _need(columns, self._config) > self._config.memory_limit_bytes else nullcontext():
+            yield
 
-        Wide tables are written one at a time, and where even that does not fit the memory limit is raised.
+    def make_room(self, columns: int) -> None:
+        """Raise the memory limit when a table of so many columns cannot be written within it.
+
+        DuckDB pins some blocks per column and thread, whatever its limit, and fails when it cannot.
         """
-        need = _ROOM + columns * self._config.threads * _COLUMN_ROOM
-        if need <= self._memory // 2:
-            yield
-            return
-        with self._wide:
-            if need > self._memory:
-                logger.warning("A table of %d columns needs a memory limit of %d MB", columns, need >> 20)
-                self._memory = need
-                with self.session() as session:
-                    session.run(f"SET memory_limit = '{need >> 10}KiB'")
-            yield
+        need = _need(columns, self._config)
+        with self._lock:
+            if need <= self._memory:
+                return
+            logger.warning("A table of %d columns needs a memory limit of %d MB", columns, need >> 20)
+            self._memory = need
+            self._connection.cursor().execute(f"SET memory_limit = '{need >> 10}KiB'")
 
     def close(self) -> None:
         self._connection.close()

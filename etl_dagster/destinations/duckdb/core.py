@@ -106,12 +106,12 @@ class DuckDbDestination(Destination):
                 return staged
             if copy.finished_rows is not None:
                 raise DestinationError(f"copy {target.copy_id} is finished", hint="Start the copy of the table again")
-            with self._opened.room_for(len(target.table.columns)):
+            with self._opened.one_wide_at_a_time(len(target.table.columns)):
                 return _stage(session, target, chunk)
 
     def write_events(self, batch: EventBatch) -> WriteResult:
         with translated("apply a batch"), self._session.transaction():
-            writer = _BatchWriter(self._session, batch.routes)
+            writer = _BatchWriter(self._opened, self._session, batch.routes)
             for piece in batch:
                 for events in piece:
                     writer.apply(events)
@@ -191,7 +191,8 @@ class _Places:
 class _BatchWriter:
     """Applies the pieces of one batch within the caller's transaction."""
 
-    def __init__(self, session: Session, routes: Mapping[TableId, Route]) -> None:
+    def __init__(self, client: Client, session: Session, routes: Mapping[TableId, Route]) -> None:
+        self._client = client
         self._session = session
         self._ledger = Ledger(session)
         live, copies = self._ledger.watermarks(), self._ledger.copies()
@@ -202,6 +203,7 @@ class _BatchWriter:
     def apply(self, events: TableEvents) -> None:
         table = events.table.id
         places = self._places[table]
+        self._client.make_room(len(events.table.columns))
         with translated("apply changes", str(table)):
             live = 0 if places.live is None else self._apply_live(events, places.live)
             log = 0 if places.log is None else self._append_log(events, places.log)
@@ -293,6 +295,7 @@ class _Finish:
         copy = self._ledger.copy(self._target)
         if copy.finished_rows is not None:
             return copy.finished_rows
+        self._client.make_room(len(self._table.columns))
         if copy.truncated:
             self._session.run(f"TRUNCATE {staging_name(self._target)}")
             self._session.run(f"TRUNCATE {reread_name(self._target.copy_id)}")
