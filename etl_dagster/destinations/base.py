@@ -39,7 +39,7 @@ class ChunkRows:
 
     Attributes:
         chunk_id: Unique within the copy.
-        seen_lsn: Every change committed at or before it is in the snapshot. What ``_LSN`` of its rows shows.
+        seen_lsn: Every transaction whose commit starts before it is in the snapshot. What ``_LSN`` of its rows shows.
         taken_at: When the snapshot was taken; what ``_TIMESTAMP`` of its rows shows.
         reread: The chunk holds keys that `Destination.finish_copy` could not decide, read again.
         batches: Rows by the Arrow schema of the table; may be consumed once.
@@ -131,10 +131,11 @@ class Destination(ABC):
     def write_events(self, batch: EventBatch) -> WriteResult:
         """Apply one micro-batch.
 
-        For each table in ``batch.routes``: changes at or below its watermark are dropped; the others go to the live
-        table (when ``route.live`` and the table exists), merged to the last state per key, and, raw and in order,
-        to the change log of ``route.log``; data and watermark become visible in one transaction. A truncate empties
-        the live table, and makes the running copy forget its log and all its staged rows, also those of chunks that
+        For each table in ``batch.routes``: changes whose commit starts before its watermark are dropped (one that
+        starts right at it is new, since commits follow each other without a gap); the others go to the live table
+        (when ``route.live`` and the table exists), merged to the last state per key, and, raw and in order, to the
+        change log of ``route.log``; data and watermark become visible in one transaction. A truncate empties the live
+        table, and makes the running copy forget its log and all its staged rows, also those of chunks that
         come later. An unchanged TOAST value keeps what the row has, also when the update moved the row to another
         key. An empty batch only raises watermarks.
         """
