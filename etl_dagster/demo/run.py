@@ -30,6 +30,8 @@ _FIRST_RUN_SECONDS = 180.0
 _CATCH_UP_SECONDS = 180.0
 # Short, so that a short demo sees several runs.
 _BATCH_BUDGET_SECONDS = 10.0
+# The sensor tries again after a failure; one that lasts has been seen by then.
+_TOLERATED_FAILURES = 2
 # Something to watch in the UI, day and night.
 _SLOW_RATE = 20
 _SETTLED = {TableState.READY, TableState.QUARANTINED}
@@ -122,6 +124,8 @@ class Demo:
         return traffic
 
     def _start_dagster(self) -> None:
+        self.runs = self._stack.enter_context(RunLog(self.folder.dagster_home, self.pipeline.name))
+        self.runs.prepare()
         command = [sys.executable, "-m", "dagster._daemon", "run", "-w", str(self.folder.workspace)]
         if self.options.ui:
             self.port = free_port_near(self.options.port)
@@ -142,7 +146,6 @@ class Demo:
         )
         self._stack.enter_context(self.dagster)
         self._say(f"Dagster is starting; its log: {self.folder.logs / 'dagster.log'}")
-        self.runs = self._stack.enter_context(RunLog(self.folder.dagster_home, self.pipeline.name))
 
     def replicate(self) -> None:
         """Wait for Dagster to begin, let traffic run, stop it, and wait until everything has arrived."""
@@ -182,16 +185,22 @@ class Demo:
         self.traffic.check()
         self._status = self.pipeline.status()
         self._counts = self.runs.runs()
-        ready = sum(table.state is TableState.READY for table in self._status.tables)
-        behind = self._status.lag_seconds
+        if self._counts.failed > _TOLERATED_FAILURES:
+            raise EtlError(
+                f"Dagster's runs fail. The end of its log:\n{self.dagster.tail()}",
+                hint=f"Look into {self.folder.root}, which is kept",
+            )
+        self._narrator.progress(self._progress())
+
+    def _progress(self) -> str:
+        traffic = f"traffic {self.traffic.tally.changes:,} changes"
         if not self._status.tables:
-            self._narrator.progress(f"Waiting for Dagster's first run; traffic {self.traffic.tally.changes:,} changes")
-            return
-        self._narrator.progress(
-            f"{ready} of {len(self._status.tables)} tables live   "
-            f"traffic {self.traffic.tally.changes:,} changes   "
-            f"lag {'-' if behind is None else f'{behind:.1f} s'}   "
-            f"Dagster runs {self._counts.total} ({self._counts.active} active)"
+            return f"Waiting for Dagster's first run, {traffic}"
+        ready = sum(table.state is TableState.READY for table in self._status.tables)
+        lag = self._status.lag_seconds
+        return (
+            f"{ready} of {len(self._status.tables)} tables live, {traffic}, "
+            f"lag {'-' if lag is None else f'{lag:.1f} s'}, runs {self._counts.total} ({self._counts.active} active)"
         )
 
     def compare(self) -> DemoResult:

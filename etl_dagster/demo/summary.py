@@ -10,15 +10,15 @@ from rich.table import Table
 from etl_dagster.demo.run import DemoResult
 from etl_dagster.model import TableId
 
-_NUMBERS = ("rows copied", "changes applied", "lag p50", "lag max", "rows now")
+_NUMBERS = ("copied", "changes", "lag p50", "lag max", "rows now")
 
 
 def show_result(console: Console, result: DemoResult) -> None:
     """What was copied and applied, and whether both sides are equal."""
     table = Table(title="Replicated by Dagster's sensor and runs, compared both ways", title_justify="left")
-    table.add_column("table")
+    table.add_column("table", no_wrap=True)
     for header in _NUMBERS:
-        table.add_column(header, justify="right")
+        table.add_column(header, justify="right", no_wrap=True)
     table.add_column("equal")
     for name in sorted(entry.table for entry in result.status.tables):
         table.add_row(str(name), *_row(result, name))
@@ -27,7 +27,7 @@ def show_result(console: Console, result: DemoResult) -> None:
     tally = result.tally
     console.print(
         f"Traffic committed {tally.transactions:,} transactions with {tally.changes:,} changes and {tally.truncates} "
-        f"truncates, and rolled {tally.rolled_back} back; what is not among the changes came with the copies."
+        f"truncates, and rolled {tally.rolled_back} back; changes that are not counted above came with the copies."
     )
     runs = result.runs
     console.print(f"Dagster runs: {runs.succeeded} succeeded, {runs.failed} failed. In all {result.seconds:.0f} s.")

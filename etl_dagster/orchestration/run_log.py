@@ -64,6 +64,13 @@ class RunLog:
     ) -> None:
         self._instance.dispose()
 
+    def prepare(self) -> None:
+        """Create the instance's databases: Dagster's processes, started together on a new home, would do it all at once
+        and trip over each other."""
+        self.runs()
+        self._instance.fetch_materializations(self._translator.slot_key, limit=1)
+        self._instance.all_instigator_state()
+
     def runs(self) -> RunCounts:
         """How many runs there were and are."""
         runs = self._instance.get_runs(dg.RunsFilter(tags={PIPELINE_TAG: self._pipeline}))
