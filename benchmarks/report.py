@@ -16,7 +16,6 @@ from benchmarks.workload import Sizes
 # What the project promises, as (figure, at least or at most, bound, what it is).
 _TARGETS = (
     ("catchup_vs_pg_recvlogical", ">=", 1.0, "catch-up, rate against pg_recvlogical discarding"),
-    ("one_transaction_vs_pg_recvlogical", ">=", 1.0, "the same, one transaction"),
     ("copy_vs_copy_discard", ">=", 0.7, "copy, rate against COPY discarded"),
     ("copy_vs_adbc_duckdb", ">=", 1.3, "copy, rate against ADBC into DuckDB"),
     ("peak_rss_mb", "<=", 500.0, "peak memory of our process, MB"),
