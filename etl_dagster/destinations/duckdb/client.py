@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 # Measured: what merging rows of text takes per column and thread (staging takes half), and all the rest.
 _COLUMN_ROOM = 2 * 1024 * 1024
 _ROOM = 64 * 1024 * 1024
+# A checkpoint rewrites what the last batches touched: often enough that opening after a kill replays within seconds.
+CHECKPOINT_THRESHOLD = "256MB"
 _LOCK_MESSAGE = "Could not set lock"
 _LOCK_POLL_SECONDS = 0.1
 _LOCK_NOTICE_SECONDS = 5.0
@@ -101,6 +103,7 @@ class Client:
         self._memory = config.memory_limit_bytes
         self._lock = threading.Lock()
         self._wide = threading.Lock()
+        self._inserting = 0
 
     @contextmanager
     def session(self) -> Iterator[Session]:
@@ -120,6 +123,24 @@ class Client:
         self.make_room(columns)
         with self._wide if _need(columns, self._config) > self._config.memory_limit_bytes else nullcontext():
             yield
+
+    @contextmanager
+    def single_threaded(self) -> Iterator[None]:
+        """One thread for each of the inserts inside, which run beside each other on connections of their own.
+
+        With more, every insert leaves a partly filled row group per thread, which the next checkpoint writes again.
+        """
+        self._count_insert(1)
+        try:
+            yield
+        finally:
+            self._count_insert(-1)
+
+    def _count_insert(self, step: int) -> None:
+        with self._lock:
+            before, self._inserting = self._inserting, self._inserting + step
+            if bool(before) != bool(self._inserting):
+                self._connection.execute(f"SET threads = {1 if self._inserting else self._config.threads}")
 
     def make_room(self, columns: int) -> None:
         """Raise the memory limit when a table of so many columns cannot be written within it.
@@ -216,6 +237,7 @@ def _open(config: DuckDbConfig) -> duckdb.DuckDBPyConnection:
         connection = duckdb.connect(config.path, config=_settings(config))
         connection.execute("SET TimeZone = 'UTC'")
         # Trying a dictionary on every text costs a third of an insert; FSST makes files of nearly the same size.
+        connection.execute(f"SET checkpoint_threshold = '{CHECKPOINT_THRESHOLD}'")
         connection.execute("SET disabled_compression_methods = 'dictionary'")
         return connection
     except duckdb.IOException as error:

@@ -106,7 +106,7 @@ class DuckDbDestination(Destination):
                 return staged
             if copy.finished_rows is not None:
                 raise DestinationError(f"copy {target.copy_id} is finished", hint="Start the copy of the table again")
-            with self._opened.one_wide_at_a_time(len(target.table.columns)):
+            with self._opened.one_wide_at_a_time(len(target.table.columns)), self._opened.single_threaded():
                 return _stage(session, target, chunk)
 
     def write_events(self, batch: EventBatch) -> WriteResult:
