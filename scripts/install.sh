@@ -34,7 +34,7 @@ with_uv() {
         export UV_DEFAULT_INDEX
     fi
     quiet_pip install --require-hashes --no-deps --requirement "$venv/uv.lock" &&
-        UV_LINK_MODE=copy "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" \
+        UV_LINK_MODE=copy "$venv/bin/uv" pip install --quiet --compile-bytecode --python "$venv/bin/python" \
             --require-hashes --no-deps --requirement "$lock"
 }
 
