@@ -6,15 +6,15 @@ from pydantic import Field
 
 from etl_dagster.model import FrozenModel
 
-# A window costs a fixed re-read of the WAL between the slot's restart and confirmed positions, so it should be big; it
-# must be small enough that a kill repeats little work.
-MAX_WINDOW_CHANGES = 1_000_000
+# A window costs a fixed re-read of the WAL between the slot's restart and confirmed positions, so it should be big; a
+# destination holds what a batch changes until it commits, so four times as many take 150 MB more and save nothing.
+MAX_WINDOW_CHANGES = 250_000
 MIN_WINDOW_CHANGES = 20_000
 TARGET_WINDOW_SECONDS = 5.0
 # A window over WAL that holds nothing for us is repeated from its start after a kill, so it is bounded too.
 MAX_WINDOW_WAL_BYTES = 1024 * 1024 * 1024
 # One merge scans the destination's key column once, so pieces should be big; a piece is held in memory twice.
-PIECE_BYTES = 48 * 1024 * 1024
+PIECE_BYTES = 24 * 1024 * 1024
 # Small enough to repeat after a kill and to spread over connections, large enough that its fixed costs vanish.
 CHUNK_BYTES = 64 * 1024 * 1024
 COPY_CONNECTIONS = 2

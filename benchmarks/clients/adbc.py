@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import adbc_driver_postgresql.dbapi as adbc
 import duckdb
 import pyarrow as pa  # noqa: F401  # ADBC imports it when it hands out batches
+import pyarrow.dataset  # noqa: F401  # DuckDB imports it, and it pandas, when it first reads Arrow data
 
 from benchmarks.clients.clock import Clock
 

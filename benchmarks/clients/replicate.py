@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import duckdb  # noqa: F401  # the destination imports it when it opens the file
+import pyarrow.dataset  # noqa: F401  # DuckDB imports it, and it pandas, when it first reads Arrow data
 
 from benchmarks.clients.clock import Clock
 from etl_dagster.pipeline import Pipeline

@@ -144,7 +144,7 @@ retries: 3
         "12: destination.threads must be greater than or equal to 1, but is 0 (for example `threads: 2`)",
         (
             "13: destination.memory_limt is not a known field; did you mean memory_limit?"
-            " (for example `memory_limit: 256MB`)"
+            " (for example `memory_limit: 128MB`)"
         ),
         "14: store.path is missing (for example `path: .etl/shop.sqlite`)",
         (

@@ -12,7 +12,7 @@ from etl_dagster.destinations.config import DestinationConfig
 _LIMIT = r"^(\d+(?:\.\d+)?)\s*([KMGT])(i?)B$"
 
 # DuckDB spills beyond it; the engine around it needs the rest of what a small machine has.
-MEMORY_LIMIT = "256MB"
+MEMORY_LIMIT = "128MB"
 # Every thread that inserts buffers row groups of its own, so more of them need a higher memory limit.
 THREADS = 2
 # Long enough for a run that is being stopped to commit and let go of the file.

@@ -47,7 +47,7 @@ from etl_dagster.model import (
 )
 
 # A merge holds its piece twice: as Arrow and as DuckDB's row groups.
-PIECE_BYTES = 48 * 1024 * 1024
+PIECE_BYTES = 32 * 1024 * 1024
 CONCURRENT_COPIES = 8
 
 
