@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import psycopg
 import pytest
 from hypothesis import settings
-from psycopg import conninfo, sql
+from psycopg import sql
 
-from etl_dagster.testing.server import PostgresServer
+from etl_dagster.testing.server import PostgresServer, wheel_bindir
 
-# Replaces the embedded server, to run the suite against another version.
+# Programs of another version than the wheel's, to run the suite against it.
+OTHER_BINDIR = "ETL_TEST_PG_BINDIR"
+# URL of a server that runs already, for all tests but those that need one of their own.
 EXTERNAL_DSN = "ETL_TEST_PG_DSN"
 SETTINGS = {
     "max_prepared_transactions": "10",
@@ -31,6 +38,7 @@ if not os.environ.get("CI"):
     settings.load_profile("local")
 
 Connect = Callable[..., psycopg.Connection[Any]]
+NewServer = Callable[..., PostgresServer]
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
 
@@ -42,17 +50,31 @@ class ExternalServer:
 
     def dsn_for(self, database: str, user: str | None = None) -> str:
         """Connection string for another database or user of this server."""
-        return conninfo.make_conninfo(self.dsn, dbname=database, **({"user": user} if user else {}))
+        parts = urlsplit(self.dsn)
+        account, _, address = parts.netloc.rpartition("@")
+        return parts._replace(netloc=f"{user or account}@{address}", path=f"/{database}").geturl()
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return urlsplit(self.dsn).port or 5432
 
 
 @pytest.fixture(scope="session")
-def pg_server() -> Iterator[PostgresServer | ExternalServer]:
+def new_server() -> NewServer:
+    """Starts a server of the version under test, for a test that needs one of its own: in a ``with`` block."""
+    bindir = os.environ.get(OTHER_BINDIR)
+    return partial(PostgresServer.temporary, bindir=Path(bindir) if bindir else None, die_with_parent=True)
+
+
+@pytest.fixture(scope="session")
+def pg_server(new_server: NewServer) -> Iterator[PostgresServer | ExternalServer]:
     """The server all tests share: logical WAL, prepared transactions, superuser without password."""
     external = os.environ.get(EXTERNAL_DSN)
     if external:
         yield ExternalServer(external)
         return
-    with PostgresServer.temporary(settings=SETTINGS, die_with_parent=True) as server:
+    with new_server(settings=SETTINGS) as server:
         yield server
 
 
@@ -105,6 +127,48 @@ def _allow_connections(admin: psycopg.Connection[Any], name: str) -> None:
 
 def _drop_slots(admin: psycopg.Connection[Any], name: str) -> None:
     admin.execute("select pg_drop_replication_slot(slot_name) from pg_replication_slots where database = %s", (name,))
+
+
+@pytest.fixture(scope="session")
+def tls_bindir() -> Path:
+    """Programs of a PostgreSQL with TLS."""
+    bindir = _tls_bindir()
+    if bindir is None:
+        pytest.fail(f"no PostgreSQL with TLS: run `apt-get install postgresql`, or set {OTHER_BINDIR}")
+    return bindir
+
+
+def _tls_bindir() -> Path | None:
+    """Where Debian and its relatives install PostgreSQL, unless told otherwise; the newest there is."""
+    other = os.environ.get(OTHER_BINDIR)
+    if other:
+        return Path(other)
+    found = Path("/usr/lib/postgresql").glob("*/bin/postgres")
+    return max((program.parent for program in found), key=lambda path: float(path.parent.name), default=None)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what the server under test cannot do."""
+    since = {item: int(mark.args[0]) for item in items if (mark := item.get_closest_marker("since"))}
+    version = _major_version() if since else 0
+    unfit = {item for item, needed in since.items() if needed > version}
+    if not os.environ.get("CI") and _tls_bindir() is None:
+        unfit |= {item for item in items if item.get_closest_marker("tls")}
+    config.hook.pytest_deselected(items=[item for item in items if item in unfit])
+    items[:] = [item for item in items if item not in unfit]
+
+
+def _major_version() -> int:
+    """Of the server under test."""
+    external = os.environ.get(EXTERNAL_DSN)
+    if external:
+        with psycopg.connect(external) as connection:
+            return connection.info.server_version // 10000
+    bindir = os.environ.get(OTHER_BINDIR, wheel_bindir())
+    said = subprocess.run([Path(bindir) / "postgres", "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"\d+", said)
+    assert found, said
+    return int(found[0])
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

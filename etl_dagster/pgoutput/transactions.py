@@ -100,8 +100,10 @@ class TransactionClock:
         self.in_transaction = len(places.lsns) - 1 + self.in_transaction - len(commits) == 1
         self._lsn, self._time = int(places.lsns[last]), int(places.times[last])
         self._ordinal = int(places.rank[-1] + 1 - places.first_ranks[last])
-        self.transactions += len(commits)
         if len(commits):
+            # Before PostgreSQL 15 also those arrive that hold nothing of the publication.
+            held = places.rank[commits] + 1 - places.first_ranks[places.transaction[commits]]
+            self.transactions += int(np.count_nonzero(held))
             at = messages.at[commits[-1:]]
             self.position = Lsn(int(gather(messages.data, at + 10, np.uint64)[0]))
             self.newest_commit = _moment(int(_times(messages.data, at + 18)[0]), int(at[0]) + 18)

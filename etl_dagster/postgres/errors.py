@@ -22,6 +22,7 @@ class Refusal(NamedTuple):
 
 _UNAVAILABLE = Refusal(SourceError, ErrorKind.SOURCE_UNAVAILABLE, "Check that the server runs and can be reached")
 _AGAIN = Refusal(SourceError, ErrorKind.SOURCE_UNAVAILABLE, "It is usually enough to try again")
+_HBA_HINT = "The server's pg_hba.conf may want TLS: set tls.mode to require or stricter; or it lacks a line for you"
 _PASSWORD = Refusal(SourceError, ErrorKind.SOURCE_REFUSED, "Check user and password, and the server's pg_hba.conf")
 _SLOTS_FULL = Refusal(
     SourceError,
@@ -81,9 +82,10 @@ BY_SQLSTATE_AND_TEXT: tuple[tuple[str, str, Refusal], ...] = (
 )
 # libpq gives no SQLSTATE for a connection that was refused.
 _AT_CONNECT: tuple[tuple[str, Refusal], ...] = (
+    (r"SSL off|no encryption", Refusal(SourceError, ErrorKind.SOURCE_REFUSED, _HBA_HINT)),
     (r"authentication failed|no password supplied|pg_hba\.conf|role .* does not exist", _PASSWORD),
     (r"database .* does not exist", Refusal(SourceError, ErrorKind.SOURCE_REFUSED, "Check the name of the database")),
-    (r"SSL|certificate", Refusal(SourceError, ErrorKind.SOURCE_REFUSED, "Check the settings under tls")),
+    (r"SSL|certificate|private key", Refusal(SourceError, ErrorKind.SOURCE_REFUSED, "Check the settings under tls")),
 )
 _UNKNOWN = Refusal(SourceError, ErrorKind.SOURCE_REFUSED, "")
 _CREDENTIALS = re.compile(r"(://[^:/@\s]*:)[^@\s]*@|(password\s*=\s*)('(?:[^'\\]|\\.)*'|\S+)", re.IGNORECASE)

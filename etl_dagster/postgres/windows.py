@@ -20,10 +20,11 @@ from etl_dagster.arrow.types import has_binary_decoder
 from etl_dagster.errors import InternalError, ProtocolError
 from etl_dagster.model import Lsn, TableEvents, TableId, TableSchema
 from etl_dagster.pgoutput import StreamDecoder
+from etl_dagster.pgoutput.transactions import BEGIN, COMMIT
 from etl_dagster.pgwire import Frames
 from etl_dagster.postgres.chunks import StartCopy
 from etl_dagster.postgres.sessions import Connection, fetch_one
-from etl_dagster.postgres.slots import require_slot
+from etl_dagster.postgres.slots import moved, require_slot
 
 # `upto_nchanges` is an int4.
 _MOST_CHANGES = 2**31 - 1
@@ -35,7 +36,9 @@ _CHANGES = (
     "'publication_names', {publication}, 'binary', {binary})"
 )
 _PEEK = sql.SQL("COPY (SELECT data FROM " + _CHANGES + ") TO STDOUT (FORMAT binary)")
-_PROBE = sql.SQL("SELECT EXISTS (SELECT FROM " + _CHANGES + ")")
+_PROBE = sql.SQL("SELECT EXISTS (SELECT FROM " + _CHANGES + " WHERE get_byte(data, 0) NOT IN ({begin}, {commit}))")
+# Older servers also send the begin and commit of transactions that hold nothing of the publication.
+_NOTHING_EMPTY_SINCE = 150000
 
 
 class Window:
@@ -45,6 +48,7 @@ class Window:
         lend: Lends a session of its own.
         start: Begins a COPY on such a session.
         names: Slot and publication.
+        after: What has been read already; a slot that stands beyond it has lost changes.
     """
 
     def __init__(
@@ -56,11 +60,13 @@ class Window:
         schemas: Mapping[int, TableSchema],
         upto: Lsn,
         max_changes: int,
+        after: Lsn | None = None,
     ) -> None:
         self._lend = lend
         self._start = start
         self._slot, self._publication = names
         self._upto = upto
+        self._after = after
         self._limit = min(max(1, max_changes), _MOST_CHANGES)
         self._decoder = StreamDecoder(schemas)
         # The binary form of some type is not ours to read, so its text is needed beside it.
@@ -74,6 +80,8 @@ class Window:
         with ExitStack() as stack:
             connection = stack.enter_context(self._lend())
             self._begin = require_slot(connection, self._slot).confirmed
+            if self._after is not None and self._begin > self._after:
+                raise moved(self._slot, self._begin, self._after)
             # Beyond what is readable now, nothing may be taken for read.
             self._readable = min(self._upto, Lsn(fetch_one(connection, _READABLE)[0]))
             if self._readable > self._begin:
@@ -142,11 +150,13 @@ class Window:
 
 
 def has_changes(connection: Connection, slot: str, publication: str, upto: Lsn) -> bool:
-    """Whether a window up to there would hold anything; stops at the first transaction that does."""
+    """Whether a window up to there would hold a change; from PostgreSQL 15 on, stops at the first that does."""
     if upto <= require_slot(connection, slot).confirmed:
         return False
     names = {"slot": slot, "publication": _quoted_name(publication)}
-    row = connection.execute(_PROBE.format(**names, upto=str(upto), limit=1, binary="true")).fetchone()
+    limit = 1 if connection.info.server_version >= _NOTHING_EMPTY_SINCE else _MOST_CHANGES
+    query = _PROBE.format(**names, upto=str(upto), limit=limit, binary="true", begin=BEGIN, commit=COMMIT)
+    row = connection.execute(query).fetchone()
     return row is not None and bool(row[0])
 
 

@@ -9,11 +9,10 @@ import psycopg
 import pytest
 from psycopg import conninfo, sql
 
-from etl_dagster.testing.server import PostgresServer
 from tests.cli.conftest import CommandLine, Result
 
 if TYPE_CHECKING:
-    from tests.conftest import Connect
+    from tests.conftest import Connect, NewServer
 
 SECRET = "s3cr3t-hunter2"
 COMMANDS = [("check",), ("sync",), ("follow",), ("status",), ("resync", "public.orders")]
@@ -105,8 +104,8 @@ def as_role(dsn: str, role: str) -> str:
     return f"postgresql://{role}@{found['host']}:{found['port']}/{found['dbname']}"
 
 
-def test_check_finds_a_server_without_logical_wal(cli: CommandLine) -> None:
-    with PostgresServer.temporary(settings={"wal_level": "replica"}, die_with_parent=True) as server:
+def test_check_finds_a_server_without_logical_wal(cli: CommandLine, new_server: NewServer) -> None:
+    with new_server(settings={"wal_level": "replica"}) as server:
         with psycopg.connect(server.dsn, autocommit=True) as connection:
             connection.execute("create table orders (id int primary key)")
         cli.write_config(server.dsn)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+import pytest
+
 from etl_dagster.model import ReplicaIdentity, TableId, TypeKind
 from etl_dagster.postgres import PostgresSource
 from tests.conftest import Connect
@@ -81,6 +83,7 @@ def test_the_key_is_what_the_stream_sends(connect: Connect, source: PostgresSour
     assert source.tables()[TableId("public", "fully")].replica_identity is ReplicaIdentity.FULL
 
 
+@pytest.mark.since(15)
 def test_column_list_and_row_filter_are_honoured(connect: Connect, source: PostgresSource) -> None:
     connect().execute(
         "create table t(id int primary key, a int, secret text); create table u(id int primary key, a int);"

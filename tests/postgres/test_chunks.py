@@ -124,6 +124,7 @@ def test_inherited_rows_belong_to_the_child(connect: Connect, source: PostgresSo
         assert [row for batch in reader for row in batch.to_pylist()] == [{"id": 1}]
 
 
+@pytest.mark.since(15)
 def test_row_filter_and_column_list_apply(connect: Connect, source: PostgresSource) -> None:
     connect().execute(
         "create schema f; create function f.big(i int) returns bool immutable language sql as 'select i > 3';"

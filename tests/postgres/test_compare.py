@@ -122,6 +122,7 @@ def test_rows_too_many_and_too_few_are_counted_apart(connect: Connect, source: P
     assert set(difference.sample_keys) == {"(3,c)", "(1,a)"}
 
 
+@pytest.mark.since(15)
 def test_the_row_filter_counts(connect: Connect, source: PostgresSource) -> None:
     connect().execute(
         "create table t(id int primary key); insert into t select generate_series(1, 10);"

@@ -78,6 +78,7 @@ def test_tables_are_added_and_dropped_as_the_config_changes(
     assert names(source) == ["sales.later", "sales.orders", "sales.parts", "sales.tmp_x"]
 
 
+@pytest.mark.since(15)
 def test_a_column_list_survives_an_alteration(connect: Connect, make_source: MakeSource, database: str) -> None:
     admin = connect()
     admin.execute("create table a(id int primary key, v int); create table b(id int primary key)")

@@ -15,12 +15,13 @@ import pytest
 
 from etl_dagster.postgres import PostgresSource
 from etl_dagster.testing.server import PostgresServer
+from tests.conftest import NewServer
 from tests.postgres.conftest import source_config
 
 
 @pytest.fixture
-def primary() -> Iterator[PostgresServer]:
-    with PostgresServer.temporary(die_with_parent=True) as server:
+def primary(new_server: NewServer) -> Iterator[PostgresServer]:
+    with new_server() as server:
         yield server
 
 
@@ -38,7 +39,7 @@ def standby(primary: PostgresServer) -> Iterator[PostgresServer]:
             cwd="/",
             user=owner.st_uid if os.geteuid() == 0 else None,
         )
-        with PostgresServer(folder, settings={"hot_standby_feedback": "on"}) as server:
+        with PostgresServer(folder, bindir=primary.bindir, settings={"hot_standby_feedback": "on"}) as server:
             yield server
 
 
