@@ -7,10 +7,10 @@ STAMP := $(VENV)/.installed
 LOCK := requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check format bench bench-peers lock clean
+.PHONY: help venv demo test test-postgres check format bench bench-peers lock clean
 
 help:  ## Show the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv:  ## Make the virtual environment with the locked versions; does nothing when it is up to date
 	@wanted="$$(cat pyproject.toml $(LOCK) | cksum) $(CURDIR)"; \
@@ -23,6 +23,13 @@ demo: venv  ## A PostgreSQL with live traffic, replicated into DuckDB by Dagster
 
 test: venv  ## Run the tests (ARGS="-k copy" for some of them)
 	@$(BIN)/python -m pytest $(ARGS)
+
+BINDIR ?= $(lastword $(sort $(wildcard /usr/lib/postgresql/*/bin)))
+
+test-postgres: venv  ## Run the tests of the source and the engine against another PostgreSQL (BINDIR=its bin folder)
+	@test -x "$(BINDIR)/postgres" || { echo "no PostgreSQL in '$(BINDIR)': make test-postgres BINDIR=/its/bin"; exit 2; }
+	@ETL_TEST_PG_BINDIR="$(BINDIR)" ETL_TEST_KILLS=$${ETL_TEST_KILLS:-5} $(BIN)/python -m pytest \
+		tests/postgres tests/decoding tests/store tests/replication $(ARGS)
 
 check: venv  ## Lint, format, types and import contracts
 	@failed=0; for step in "ruff check ." "ruff format --check ." "mypy" "lint-imports --no-logo"; do \

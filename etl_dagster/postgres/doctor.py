@@ -15,6 +15,7 @@ from etl_dagster.postgres.errors import translating
 from etl_dagster.postgres.sessions import Connection, connect, fetch_one
 
 OLDEST_VERSION = 140000
+STANDBY_SINCE = 160000
 _SAMPLE = 5
 
 
@@ -55,6 +56,17 @@ def _version(connection: Connection, config: SourceConfig) -> Iterator[CheckResu
     found = connection.info.server_version
     passed = found >= OLDEST_VERSION
     yield CheckResult("version", passed, f"PostgreSQL {found // 10000}", "" if passed else "Upgrade to 14 or later")
+
+
+def _standby(connection: Connection, config: SourceConfig) -> Iterator[CheckResult]:
+    if not fetch_one(connection, "SELECT pg_is_in_recovery()")[0]:
+        return
+    if connection.info.server_version >= STANDBY_SINCE:
+        told = "the server is a standby: a slot is made once SELECT pg_log_standby_snapshot() has run on its primary"
+        yield CheckResult("standby", True, told)
+    else:
+        told = "the server is a standby, which offers logical decoding from PostgreSQL 16 on only"
+        yield CheckResult("standby", False, told, "Connect to its primary")
 
 
 def _wal_level(connection: Connection, config: SourceConfig) -> Iterator[CheckResult]:
@@ -206,6 +218,7 @@ def _listed(names: Sequence[object]) -> str:
 
 _CHECKS: tuple[_Check, ...] = (
     _version,
+    _standby,
     _wal_level,
     _room_for_slots,
     _privileges,

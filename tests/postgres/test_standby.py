@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from etl_dagster.postgres import PostgresSource
+from etl_dagster.postgres import PostgresSource, check
 from etl_dagster.testing.server import PostgresServer
 from tests.conftest import NewServer
 from tests.postgres.conftest import source_config
@@ -97,3 +97,12 @@ def test_transactions_of_the_primary_count_as_writers(
         writer.commit()
         _replayed(standby, admin)
         assert source.writers([table]) == []
+
+
+def test_the_doctor_knows_which_standbys_can_be_decoded(
+    admin: psycopg.Connection[Any], standby: PostgresServer
+) -> None:
+    _replayed(standby, admin)
+    failed = [result.name for result in check(source_config(standby.dsn, name="p", create=False)) if not result.passed]
+
+    assert failed == ([] if admin.info.server_version >= 160_000 else ["standby"])
