@@ -83,6 +83,17 @@ def test_the_key_is_what_the_stream_sends(connect: Connect, source: PostgresSour
     assert source.tables()[TableId("public", "fully")].replica_identity is ReplicaIdentity.FULL
 
 
+@pytest.mark.since(18)
+def test_generated_columns_are_there_where_they_are_published(connect: Connect, source: PostgresSource) -> None:
+    connect().execute(
+        "create table t(id int primary key, s int generated always as (id) stored,"
+        " v int generated always as (id) virtual);"
+        "create publication p for table t with (publish_generated_columns = stored)"
+    )
+
+    assert [c.name for c in source.tables()[TableId("public", "t")].columns] == ["id", "s"]
+
+
 @pytest.mark.since(15)
 def test_column_list_and_row_filter_are_honoured(connect: Connect, source: PostgresSource) -> None:
     connect().execute(

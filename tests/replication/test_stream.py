@@ -252,3 +252,16 @@ def test_a_prepared_transaction_arrives_when_it_is_committed(scenario) -> None:
         other.execute("commit prepared 'p1'")
     scenario.sync()
     scenario.assert_equal("orders")
+
+
+@pytest.mark.since(18)
+def test_generated_columns_follow_where_they_are_published(scenario) -> None:
+    scenario.execute(
+        "create table sums(id int primary key, a int, twice int generated always as (a * 2) stored)",
+        "insert into sums select i, i from generate_series(1, 100) i",
+        "create publication pub_test for table sums with (publish_generated_columns = stored)",
+    )
+    scenario.sync()
+    scenario.execute("update sums set a = 7 where id < 10", "insert into sums values (101, 5)")
+    scenario.sync()
+    scenario.assert_equal("sums")
