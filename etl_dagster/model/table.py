@@ -92,6 +92,10 @@ class TableSchema(FrozenModel):
     """What is replicated of a table: its published columns, in attnum order, and its key.
 
     Generated columns that the publication leaves out are not among ``columns``.
+
+    Attributes:
+        membership: OID of the publication, then those of its entries (for the table, its ancestors, its schema) that
+            make the table a member; new ones mean that changes may have gone unpublished. Empty when unknown.
     """
 
     id: TableId
@@ -99,6 +103,7 @@ class TableSchema(FrozenModel):
     columns: tuple[Column, ...]
     replica_identity: ReplicaIdentity = ReplicaIdentity.DEFAULT
     row_filter: str | None = None
+    membership: tuple[int, ...] = ()
 
     @cached_property
     def key(self) -> tuple[Column, ...]:

@@ -14,17 +14,28 @@ _COLUMN_LISTS_SINCE = 150000
 # Publishing through the root, the server lists roots; otherwise leaves. `attrs` is null where there is no column list.
 _TABLES = """
 SELECT c.oid, n.nspname AS schema, c.relname AS name, c.relreplident AS identity, {attrs} AS attnums,
-       {filter} AS row_filter
-FROM pg_get_publication_tables(%(publication)s) p
+       {filter} AS row_filter, b.oid || ARRAY(
+           SELECT entry.oid FROM (
+               SELECT c.oid UNION SELECT relid FROM pg_partition_ancestors(c.oid) UNION
+               SELECT relid FROM pg_partition_tree(c.oid)
+           ) near(relation) JOIN pg_class r ON r.oid = near.relation CROSS JOIN LATERAL ({entries}) entry(oid)
+           ORDER BY 1
+       ) AS membership
+FROM pg_publication b CROSS JOIN LATERAL pg_get_publication_tables(b.pubname) p
 JOIN pg_class c ON c.oid = p.relid
 JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE b.pubname = %(publication)s
 ORDER BY n.nspname, c.relname
 """
+_ENTRIES = "SELECT e.oid FROM pg_publication_rel e WHERE e.prpubid = b.oid AND e.prrelid = r.oid"
+_SCHEMA_ENTRIES = (
+    " UNION SELECT e.oid FROM pg_publication_namespace e WHERE e.pnpubid = b.oid AND e.pnnspid = r.relnamespace"
+)
 
 # The same of tables that a publication still to be made will hold.
 _NAMED_TABLES = """
 SELECT c.oid, n.nspname AS schema, c.relname AS name, c.relreplident AS identity, NULL::int2[] AS attnums,
-       NULL::text AS row_filter
+       NULL::text AS row_filter, '{}'::oid[] AS membership
 FROM unnest(%(schemas)s::text[], %(names)s::text[]) wanted(schema, name)
 JOIN pg_namespace n ON n.nspname = wanted.schema
 JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = wanted.name
@@ -79,6 +90,7 @@ class _Table(NamedTuple):
     identity: str
     attnums: Sequence[int] | None
     row_filter: str | None
+    membership: Sequence[int]
 
 
 class _Attribute(NamedTuple):
@@ -141,6 +153,7 @@ def _query_tables(connection: Connection, publication: str) -> list[_Table]:
     query = _TABLES.format(
         attrs="p.attrs::int2[]" if recent else "NULL::int2[]",
         filter="pg_get_expr(p.qual, p.relid)" if recent else "NULL::text",
+        entries=_ENTRIES + _SCHEMA_ENTRIES if recent else _ENTRIES,
     )
     return _rows(connection, query, {"publication": publication}, _Table)
 
@@ -166,6 +179,7 @@ def _schema(table: _Table, attributes: list[_Attribute], indexes: list[_Index], 
         columns=tuple(_column(a, key, types) for a in published),
         replica_identity=ReplicaIdentity(table.identity),
         row_filter=table.row_filter,
+        membership=tuple(table.membership),
     )
 
 

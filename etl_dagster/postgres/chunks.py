@@ -22,7 +22,8 @@ from etl_dagster.postgres.text import to_text
 KEYS_PER_STATEMENT = 5000
 
 _RELATIONS = """
-SELECT c.oid, coalesce(pg_relation_filenode(c.oid), 0), pg_relation_size(c.oid) / current_setting('block_size')::int,
+SELECT c.oid, coalesce(pg_relation_filenode(c.oid), 0),
+       coalesce(pg_relation_size(c.oid), 0) / current_setting('block_size')::int,
        CASE WHEN c.relpages > 0 AND c.reltuples > 0 THEN c.reltuples / c.relpages ELSE 0 END
 FROM pg_class c
 WHERE c.relkind = 'r' AND (c.oid = %(table)s OR c.oid IN (SELECT relid FROM pg_partition_tree(%(table)s) WHERE isleaf))
@@ -45,6 +46,8 @@ def plan_chunks(connection: Connection, table: TableSchema, chunk_bytes: int) ->
     """Ranges that together cover the table, largest first."""
     step = max(1, chunk_bytes // fetch_one(connection, _BLOCK_SIZE)[0])
     relations = connection.execute(_RELATIONS, {"table": table.oid}).fetchall()
+    if not relations:
+        _relation_name(connection, table, table.oid)  # it is there, only without partitions
     plans = [
         (min(step, blocks - plan.first_block), plan)
         for oid, filenode, blocks, density in relations

@@ -107,6 +107,14 @@ def require_slot(connection: Connection, name: str) -> SlotStatus:
     return status
 
 
+def moved(name: str, confirmed: Lsn, read: Lsn) -> SlotError:
+    """The error of a slot that somebody else has advanced or made anew while we read it."""
+    return SlotError(
+        f"slot {name} was moved or made anew by somebody else: it stands at {confirmed}, read was up to {read} only",
+        hint="Start again: its tables are copied afresh then",
+    )
+
+
 def wait_until_free(connection: Connection, name: str, timeout: float) -> None:
     """Return once nobody holds the slot.
 

@@ -135,7 +135,9 @@ class PostgresSource:
         with self._slot_session(f"cannot inspect slot {self._slot}") as connection:
             slots.wait_until_free(connection, self._slot, timeout)
 
-    def window(self, schemas: Mapping[int, TableSchema], upto: Lsn, max_changes: int) -> windows.Window:
+    def window(
+        self, schemas: Mapping[int, TableSchema], upto: Lsn, max_changes: int, after: Lsn | None = None
+    ) -> windows.Window:
         self.check_fence()
         return windows.Window(
             lend=lambda: self._slot_session(f"cannot read slot {self._slot}"),
@@ -144,6 +146,7 @@ class PostgresSource:
             schemas=schemas,
             upto=upto,
             max_changes=max_changes,
+            after=after,
         )
 
     def has_changes(self, upto: Lsn) -> bool:

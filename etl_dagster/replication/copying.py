@@ -141,8 +141,8 @@ class Copier:
                 continue
             job.barrier &= present
             if not job.barrier:
-                job.barrier = None
                 self._submit(job)
+                job.barrier = None  # only now: a job without barrier and chunks would count as done
             else:
                 self._notice_barrier(job, writers)
 

@@ -27,7 +27,7 @@ from etl_dagster.replication.policy import Action, action_for
 from etl_dagster.replication.ports import SlotStatus, Source, Window
 from etl_dagster.replication.report import BatchReport, LogReporter, Reporter
 from etl_dagster.replication.stream import WindowSizer, passed, pieces
-from etl_dagster.replication.tables import COPYING_STATES, Tables
+from etl_dagster.replication.tables import COPYING_STATES, Tables, difference
 from etl_dagster.retry import Retrier
 from etl_dagster.settings import ReplicationSettings
 from etl_dagster.store.base import SlotRecord, Store, TableRecord, TableState
@@ -100,8 +100,7 @@ class Replicator:
             gc.freeze()
             stack.callback(gc.unfreeze)
             self._refresh()
-            for record in self._tables.in_state(TableState.COPYING):
-                self._resume_copy(record)
+            self._resume_copies()
             self._stack = stack.pop_all()
         return self
 
@@ -171,12 +170,17 @@ class Replicator:
         """One pass of the loop; False when there was nothing to do."""
         if monotonic() - self._refreshed_at >= self._settings.refresh_seconds:
             self._refresh()
-        if self._tables.adopt_requests():
-            self._refresh()
+        self._adopt_requests()
         begun = self.begin_copies()
         applied = self._apply_window()
         copied = self._move_copies()
         return bool(begun) or applied or copied
+
+    def _adopt_requests(self) -> None:
+        if self._tables.adopt_requests():
+            for record in self._tables.in_state(TableState.INIT):
+                self._copier.drop(record.table)
+            self._refresh()
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
@@ -202,12 +206,23 @@ class Replicator:
         """Seconds to wait before going on; raises the error when nothing but a human can help."""
         action = action_for(error)
         if action is Action.QUARANTINE and (table := self._known(error.table)) is not None:
-            self._copier.drop(table)
-            self._tables.quarantine(table, error.message, error.hint or f"Mend the cause, then re-sync {table}")
+            try:
+                outdated = self._outdated(table)
+            except EtlError as unreachable:
+                return self._treat(unreachable)
+            if not outdated:
+                self._tables.quarantine(table, error.message, error.hint or f"Mend the cause, then re-sync {table}")
             return 0.0
         wait = self._retrier.failed(error)
         self._reporter.notice(f"{error.message}; next try in {wait:.1f} s")
         return wait
+
+    def _outdated(self, table: TableId) -> bool:
+        """Whether what failed is no longer the table we know, which leads to a fresh copy."""
+        self._copier.drop(table)
+        before = (self._tables.records[table].state, self._tables.schemas.get(table))
+        self._refresh()
+        return (self._tables.records[table].state, self._tables.schemas.get(table)) != before
 
     def _known(self, name: str | None) -> TableId | None:
         return next((table for table in self._tables.records if str(table) == name), None)
@@ -222,7 +237,7 @@ class Replicator:
         routes = self._tables.routes()
         began = monotonic()
         clock = _ReadClock()
-        window = self._source.window(self._tables.stream_schemas(routes), upto, self._sizer.limit)
+        window = self._source.window(self._tables.stream_schemas(routes), upto, self._sizer.limit, after=start)
         changes: Mapping[TableId, int] = {}
         contents = clock.timed(pieces(window, routes, self._piece_bytes))
         first = next(contents, None)
@@ -272,11 +287,17 @@ class Replicator:
 
     # -- copies -------------------------------------------------------------------------------------------------------
 
-    def _resume_copy(self, record: TableRecord) -> None:
-        assert record.copy_start is not None
-        self._copier.start([self._tables.copy_target(record)], record.copy_start)
+    def _resume_copies(self) -> None:
+        """Go on with copies that an earlier process began, or that lost their job to an error."""
+        for record in self._tables.in_state(TableState.COPYING):
+            if record.table not in self._copier.jobs:
+                assert record.copy_start is not None
+                self._copier.start([self._tables.copy_target(record)], record.copy_start)
 
     def _move_copies(self) -> bool:
+        if self._copier.jobs:
+            self._adopt_requests()  # a window takes long enough for one to come, and the moves here would undo it
+        self._resume_copies()
         for record in list(self._tables.records.values()):
             if record.table in self._copier.jobs and record.state not in COPYING_STATES:
                 self._copier.drop(record.table)
@@ -309,9 +330,12 @@ class Replicator:
         if isinstance(error, RelationRewritten) and table is not None:
             self._tables.recopy(table, error.message, live=self._tables.records[table].live)
             return
+        self._adopt_requests()
+        if table is not None and self._tables.records[table].state not in COPYING_STATES:
+            return  # the copy that failed had been given up
+        if table is not None and action_for(error) is not Action.RETRY and self._outdated(table):
+            return
         self._pause(self._treat(error))
-        if table is not None and self._tables.records[table].state is TableState.COPYING:
-            self._resume_copy(self._tables.records[table])
 
     def _finish_copy(self, record: TableRecord) -> bool:
         if record.table in self._copier.jobs or record.copy_end is None:
@@ -407,26 +431,23 @@ class Replicator:
         self._refreshed_at = monotonic()
 
     def _refresh_table(self, table: TableId, schema: TableSchema, read_at: Lsn) -> None:
-        record = self._tables.records.get(table)
+        record, known = self._tables.records.get(table), self._tables.schemas.get(table)
+        change = difference(known, schema) if known is not None else ""
         if record is None:
             self._tables.add(table)
         elif record.state is TableState.REMOVED:
             self._tables.recopy(table, "it is in the publication again", live=False)
-        elif record.state is not TableState.QUARANTINED and self._recreated(schema):
+        elif change and record.state is not TableState.QUARANTINED and _holds_rows(record):
             self._copier.drop(table)
-            self._tables.recopy(table, "it was dropped and created again in the source", live=False)
+            self._tables.recopy(table, change, live=False)
         if self._tables.records[table].state is not TableState.INIT:
             return
         if not schema.key:
             self._tables.quarantine(table, *_no_key(schema))
             return
         self._tables.save_schema(schema, self.position)
-        if self._not_before.get(table) == _UNKNOWN_LSN:
+        if change or self._not_before.get(table) == _UNKNOWN_LSN:
             self._not_before[table] = read_at
-
-    def _recreated(self, schema: TableSchema) -> bool:
-        known = self._tables.schemas.get(schema.id)
-        return known is not None and known.oid != schema.oid
 
 
 class _ReadClock:
@@ -463,6 +484,11 @@ def _gap(record: SlotRecord | None, status: SlotStatus | None) -> str | None:
             f"{status.confirmed}, the destination has everything up to {record.position} only"
         )
     return None
+
+
+def _holds_rows(record: TableRecord) -> bool:
+    """Whether anything at the destination has the schema known so far."""
+    return record.live or record.state is not TableState.INIT
 
 
 def _no_key(schema: TableSchema) -> tuple[str, str]:

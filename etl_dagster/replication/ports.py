@@ -148,9 +148,13 @@ class Source(Protocol):
 
     def drop_slot(self) -> None: ...
 
-    def window(self, schemas: Mapping[int, TableSchema], upto: Lsn, max_changes: int) -> Window:
+    def window(
+        self, schemas: Mapping[int, TableSchema], upto: Lsn, max_changes: int, after: Lsn | None = None
+    ) -> Window:
         """Read the slot from its confirmed position up to ``upto``, and no further than the transaction in which
-        ``max_changes`` messages are reached. Does not move the slot."""
+        ``max_changes`` messages are reached. Does not move the slot.
+
+        Iterating raises `SlotError` when the slot stands beyond ``after``, so that changes are lost."""
         ...
 
     def writers(self, tables: Sequence[TableSchema]) -> Sequence[Writer]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from etl_dagster.model import CopyTarget, Lsn, Route, TableId, TableSchema
+from etl_dagster.model import Column, CopyTarget, Lsn, Route, TableId, TableSchema
 from etl_dagster.replication.lifecycle import amend, move
 from etl_dagster.replication.report import Reporter
 from etl_dagster.store.base import Store, TableMapping, TableRecord, TableState
@@ -112,3 +112,31 @@ class Tables:
         if former is None or (former.state, former.reason) != (record.state, record.reason):
             self._reporter.table_changed(record)
         return record
+
+
+def difference(known: TableSchema, now: TableSchema) -> str:
+    """What the catalogue says now that makes the rows copied by ``known`` untrue; empty when nothing does."""
+    if known.oid != now.oid:
+        return "it was dropped and created again in the source"
+    if _left_publication(known.membership, now.membership):
+        return "it was out of the publication for a while, and its changes then are lost"
+    if known.row_filter != now.row_filter:
+        return "the publication's row filter changed"
+    if [_identity(column) for column in known.columns] != [_identity(column) for column in now.columns]:
+        return "its columns or its key changed in the source"
+    return ""
+
+
+def _left_publication(known: tuple[int, ...], now: tuple[int, ...]) -> bool:
+    """The first number is the publication's, the others those of entries that make the table its member.
+
+    One entry that is still there has been there all along.
+    """
+    if not known or not now:
+        return False
+    return known[0] != now[0] or (known[1:] != now[1:] and not set(known[1:]) & set(now[1:]))
+
+
+def _identity(column: Column) -> tuple[object, ...]:
+    type_ = column.type
+    return (column.attnum, column.name, type_.declared_oid, type_.oid, type_.typmod, column.key_ordinal)
