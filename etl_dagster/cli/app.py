@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from etl_dagster import __version__
 from etl_dagster.errors import EtlError
 
 # Everything else is imported by the command that needs it: `status` must not wait for what only `demo` uses.
@@ -31,6 +32,12 @@ def _debug(wanted: bool) -> bool:
     return wanted
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"etl-dagster {__version__}\n")
+        raise typer.Exit
+
+
 ConfigOption = Annotated[
     Path,
     typer.Option("--config", "-c", envvar="ETL_DAGSTER_CONFIG", help="The pipeline's YAML file."),
@@ -41,6 +48,15 @@ WaitOption = Annotated[
     float,
     typer.Option("--wait", min=0, metavar="SECONDS", help="How long to wait when another process runs the pipeline."),
 ]
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options of no command."""
 
 
 @app.command()
@@ -87,14 +103,20 @@ def status(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False, d
 
 @app.command()
 def resync(
-    table: Annotated[str, typer.Argument(help="schema.table; the schema is public when it is left out.")],
+    tables: Annotated[
+        list[str],
+        typer.Argument(metavar="TABLE...", help="As in the config: schema.table or table, with * as wildcard."),
+    ],
     config: ConfigOption = DEFAULT_CONFIG,
     debug: DebugOption = False,
 ) -> None:
-    """Have a table copied afresh, by the running process or the next one; readers keep the old rows until then."""
+    """Have tables copied afresh, by the running process or the next one; readers keep the old rows until then.
+
+    It is also how a quarantined table comes back, once its cause is mended.
+    """
     from etl_dagster.cli.status import run_resync
 
-    raise typer.Exit(run_resync(config, table))
+    raise typer.Exit(run_resync(config, tables))
 
 
 @app.command()

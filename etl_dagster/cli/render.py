@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # Where nobody looks at a screen, nothing is cut to the width of one.
 PLAIN_WIDTH = 200
+RELEASE = "A quarantined table comes back, once its cause is mended, with: etl-dagster resync TABLE"
 STATE_STYLES = {
     TableState.READY: "green",
     TableState.QUARANTINED: "red",
@@ -84,9 +85,13 @@ def show_status(status: PipelineStatus) -> None:
     console.print(
         f"[bold]{status.name}[/]   slot {status.slot}   position {status.position or '-'}   "
         f"source {status.current}   lag {seconds(status.lag_seconds)}, {size(status.lag_bytes)}   "
-        f"WAL retained {size(status.retained_bytes)}   {_reader(status.slot_active_pid)}\n"
+        f"WAL retained {size(status.retained_bytes)}   {_reader(status.slot_active_pid)}\n",
+        soft_wrap=True,
     )
-    table = grid("TABLE", "STATE", "ROWS", "LAG", "BEHIND", "COPY", right=("ROWS", "LAG", "BEHIND", "COPY"))
+    if not status.tables:
+        console.print("The pipeline has not run yet. Run `etl-dagster check`, then `etl-dagster sync`.")
+        return
+    table = grid("TABLE", "STATE", "COPIED", "LAG", "BEHIND", "CHUNKS", right=("COPIED", "LAG", "BEHIND", "CHUNKS"))
     for entry in status.tables:
         chunks = f"{entry.chunks_done}/{entry.chunks_total}" if entry.chunks_total else ""
         table.add_row(
@@ -100,9 +105,11 @@ def show_status(status: PipelineStatus) -> None:
     console.print(table)
     for entry in status.tables:
         if entry.reason:
-            console.print(f"\n{entry.table}: {entry.reason}", markup=False)
+            console.print(f"\n{entry.table}: {entry.reason}", markup=False, soft_wrap=True)
             if entry.hint:
-                console.print(f"  next: {entry.hint}", markup=False)
+                console.print(f"  next: {entry.hint}", markup=False, soft_wrap=True)
+    if any(entry.state is TableState.QUARANTINED for entry in status.tables):
+        console.print(f"\n{RELEASE}", markup=False)
 
 
 def _reader(pid: int | None) -> str:
@@ -119,16 +126,21 @@ def show_run(summary: RunSummary, records: Mapping[TableId, TableRecord], durati
             table.add_row(str(name), state, number(done.copied_rows), number(done.changes))
         console.print(table)
     console.print(_headline(summary, records, duration))
-    for record in _quarantined(records):
-        console.print(f"{record.table} is quarantined: {record.reason}", style="red", markup=False)
-        console.print(f"  next: {record.hint or f'mend it, then: etl-dagster resync {record.table}'}", markup=False)
+    quarantined = _quarantined(records)
+    for record in quarantined:
+        console.print(f"{record.table} is quarantined: {record.reason}", style="red", markup=False, soft_wrap=True)
+        if record.hint:
+            console.print(f"  next: {record.hint}", markup=False, soft_wrap=True)
+    if quarantined:
+        console.print(RELEASE, markup=False)
 
 
 def _headline(summary: RunSummary, records: Mapping[TableId, TableRecord], duration: float) -> str:
     ready = sum(record.state is TableState.READY for record in records.values())
+    out = f", {count} quarantined" if (count := len(_quarantined(records))) else ""
     if not summary.tables:
-        return f"Nothing to do: {ready} tables are up to date ({duration:.1f} s)"
-    return f"{ready} tables ready, {summary.changes:,} changes applied in {duration:.1f} s"
+        return f"Nothing to do: {ready} tables are up to date{out} ({duration:.1f} s)"
+    return f"{ready} tables ready{out}, {summary.changes:,} changes applied in {duration:.1f} s"
 
 
 def _quarantined(records: Mapping[TableId, TableRecord]) -> list[TableRecord]:

@@ -61,7 +61,7 @@ class StreamRate:
         age = (datetime.now(UTC) - self.last.finished_at).total_seconds()
         return (
             f"stream    {self.total:,} changes   {self.per_second():,.0f}/s   lag {self.last.lag_seconds:.1f} s   "
-            f"position {self.last.position}   last batch {age:.0f} s ago"
+            f"last batch {age:.0f} s ago   {self.last.position}"
         )
 
 
@@ -94,7 +94,7 @@ class TerminalReporter(LogReporter):
         self._live.refresh()
 
     def _render(self) -> Group:
-        return Group(self._bars, Text(str(self._rate)))
+        return Group(self._bars, Text(str(self._rate), no_wrap=True, overflow="ellipsis"))
 
     def table_changed(self, record: TableRecord) -> None:
         super().table_changed(record)

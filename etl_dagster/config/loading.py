@@ -54,7 +54,7 @@ def _text(path: Path) -> str:
         raise ConfigFileError(path, [Problem((), "is not UTF-8 text", "save it as UTF-8")]) from None
     except OSError as error:
         reason = f"cannot be read: {error.strerror or type(error).__name__}"
-        raise ConfigFileError(path, [Problem((), reason, "etl-dagster check pipeline.yaml")]) from error
+        raise ConfigFileError(path, [Problem((), reason, "etl-dagster check -c pipeline.yaml")]) from error
 
 
 def _require_fields(document: Document) -> None:

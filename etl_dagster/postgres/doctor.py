@@ -95,7 +95,7 @@ def _privileges(connection: Connection, config: SourceConfig) -> Iterator[CheckR
         "('rds_replication', 'rds_superuser', 'cloudsqlsuperuser', 'azure_pg_admin') AND pg_has_role(g.oid, 'MEMBER')) "
         "FROM pg_roles r WHERE r.rolname = current_user",
     )
-    quoted = sql.Identifier(str(role)).as_string(connection)
+    quoted = _quoted(connection, str(role))
     yield CheckResult(
         "replication privilege",
         bool(allowed),
@@ -121,17 +121,26 @@ def _creatable(connection: Connection, config: SourceConfig) -> CheckResult:
     statement = publication.create_statement(wanted, tables).as_string(connection) if tables else ""
     absent = f"publication {wanted.name} does not exist"
     if not wanted.create:
+        run = statement or f"CREATE PUBLICATION {_quoted(connection, wanted.name)} FOR TABLE …"
         return CheckResult(
-            "publication", False, f"{absent} and create is false", f"Run: {statement}" if statement else ""
+            "publication", False, f"{absent} and create is false", f"{publication.WHO_MAY_CREATE}: {run}"
         )
+    if not wanted.names_tables:
+        todo = "Give schemas, tables or all_tables under source.publication"
+        return CheckResult("publication", False, f"{absent} and no tables are named for it", todo)
     if missing := publication.missing_tables(connection, wanted):
         return CheckResult(
             "publication", False, f"no such table: {_listed(missing)}", "Correct source.publication.tables"
         )
     if not tables:
-        return CheckResult("publication", False, f"{absent} and no table matches", "Correct source.publication")
+        return CheckResult(
+            "publication",
+            False,
+            f"{absent} and no table matches",
+            "Correct schemas, tables or exclude under source.publication",
+        )
     if refused := publication.reasons_not_to_create(connection, wanted, tables):
-        return CheckResult("publication", False, f"{absent}; {refused}", f"Let its owner run: {statement}")
+        return CheckResult("publication", False, f"{absent}; {refused}", f"{publication.WHO_MAY_CREATE}: {statement}")
     return CheckResult("publication", True, f"{absent} and will be made for {len(tables)} tables")
 
 
@@ -178,16 +187,17 @@ def _tables(connection: Connection, config: SourceConfig) -> Iterator[CheckResul
 def _readable(connection: Connection, tables: list[TableSchema]) -> CheckResult:
     oids = [table.oid for table in tables]
     rows = connection.execute(
-        "SELECT format('%%I.%%I', n.nspname, c.relname) FROM unnest(%s::oid[]) t(oid) JOIN pg_class c USING (oid) "
-        "JOIN pg_namespace n ON n.oid = c.relnamespace "
+        "SELECT format('%%I', n.nspname), format('%%I.%%I', n.nspname, c.relname) "
+        "FROM unnest(%s::oid[]) t(oid) JOIN pg_class c USING (oid) JOIN pg_namespace n ON n.oid = c.relnamespace "
         "WHERE NOT has_schema_privilege(n.oid, 'USAGE') OR NOT has_any_column_privilege(c.oid, 'SELECT')",
         [oids],
     ).fetchall()
-    refused = [str(name) for (name,) in rows]
+    refused = [str(name) for _, name in rows]
     if not refused:
         return CheckResult("select privilege", True, f"all {len(tables)} published tables can be read")
-    role = sql.Identifier(connection.info.user).as_string(connection)
-    todo = f"Run GRANT USAGE ON SCHEMA … TO {role}; GRANT SELECT ON {_listed(refused)} TO {role}"
+    role = _quoted(connection, connection.info.user)
+    schemas = ", ".join(dict.fromkeys(str(schema) for schema, _ in rows))
+    todo = f"Run GRANT USAGE ON SCHEMA {schemas} TO {role}; GRANT SELECT ON {', '.join(refused)} TO {role}"
     return CheckResult("select privilege", False, f"cannot read {_listed(refused)}", todo)
 
 
@@ -209,6 +219,10 @@ def _keyless(table: TableSchema) -> CheckResult:
 def _setting(connection: Connection, name: str, default: str = "") -> str:
     row = connection.execute("SELECT setting FROM pg_settings WHERE name = %s", [name]).fetchone()
     return str(row[0]) if row else default
+
+
+def _quoted(connection: Connection, name: str) -> str:
+    return sql.Identifier(name).as_string(connection)
 
 
 def _listed(names: Sequence[object]) -> str:

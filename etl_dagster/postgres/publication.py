@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 from psycopg import sql
 
-from etl_dagster.errors import PublicationError
+from etl_dagster.errors import ErrorKind, PublicationError
 from etl_dagster.model import TableId
 from etl_dagster.postgres.config import PublicationConfig
 from etl_dagster.postgres.sessions import Connection, fetch_one
 
+WHO_MAY_CREATE = "Let a superuser, or the tables' owner with CREATE on the database, run"
 # A publication with this comment is ours to alter.
 MARK = "Managed by etl-dagster: its tables follow the configuration"
 
@@ -172,10 +173,18 @@ def _create(connection: Connection, config: PublicationConfig) -> None:
     tables = wanted_tables(connection, config)
     if not tables and not _is_all(config):
         raise PublicationError(
-            f"no table matches what publication {config.name} is to hold", hint="Correct source.publication"
+            f"no table matches what publication {config.name} is to hold",
+            hint="Correct schemas, tables or exclude under source.publication",
+        )
+    statement = create_statement(config, tables)
+    if refused := reasons_not_to_create(connection, config, tables):
+        raise PublicationError(
+            f"cannot make publication {config.name}: {refused}",
+            hint=f"{WHO_MAY_CREATE}: {statement.as_string(connection)}",
+            kind=ErrorKind.SOURCE_REFUSED,
         )
     with connection.transaction():
-        connection.execute(create_statement(config, tables))
+        connection.execute(statement)
         connection.execute(
             sql.SQL("COMMENT ON PUBLICATION {} IS {}").format(sql.Identifier(config.name), sql.Literal(MARK))
         )

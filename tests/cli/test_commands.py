@@ -141,6 +141,47 @@ def test_resync_of_an_unknown_table_suggests_the_right_one(shop: CommandLine) ->
     assert "public.orders" in result.err
 
 
+def test_resync_takes_several_tables_and_wildcards(shop: CommandLine) -> None:
+    shop("sync")
+    assert shop("resync", '"public"."orders"', "it*").code == 0
+    assert {table["state"] for table in state(shop)["tables"]} == {"init"}
+
+
+def test_resync_with_one_wrong_name_among_several_changes_nothing(shop: CommandLine) -> None:
+    shop("sync")
+    result = shop("resync", "items", "order")
+    assert result.code == 2
+    assert "Did you mean public.orders" in result.err
+    assert {table["state"] for table in state(shop)["tables"]} == {"ready"}
+
+
+def test_resync_before_the_first_sync_says_so(shop: CommandLine) -> None:
+    result = shop("resync", "orders")
+    assert result.code == 2
+    assert "has not run yet" in result.err
+
+
+def test_a_table_that_got_its_key_late_comes_back(shop: CommandLine, connect: Connect) -> None:
+    connect().execute("create table visits (id int); insert into visits values (1)")
+    first = shop("sync")
+    assert first.code == 3
+    assert "2 tables ready, 1 quarantined" in first.out
+    assert "etl-dagster resync TABLE" in first.out
+    connect().execute("alter table visits add primary key (id)")
+    assert shop("resync", "visits").code == 0
+    assert shop("sync").code == 0
+    assert warehouse(shop, "select count(*) from public.visits") == [(1,)]
+
+
+def test_status_before_the_first_sync_says_what_to_run(shop: CommandLine) -> None:
+    assert "has not run yet" in shop("status").out
+
+
+def test_the_version_is_told(cli: CommandLine) -> None:
+    result = cli("--version")
+    assert (result.code, result.out.split()[0]) == (0, "etl-dagster")
+
+
 def follow(shop: CommandLine) -> subprocess.Popen[str]:
     """A follow that has finished its copies."""
     process = shop.start("follow", "--json")
