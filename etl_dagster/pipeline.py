@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -28,8 +28,7 @@ from etl_dagster.store.base import Store, TableRecord, TableState
 
 # WAL that holds nothing for us is passed over once it adds up to this much, so that the slot does not keep it back.
 IDLE_WAL_BYTES = 64 * 1024 * 1024
-# How much WAL a look for changes may scan: about a tenth of a second at the source.
-PROBE_WAL_BYTES = 16 * 1024 * 1024
+# It is also the most that a look for changes may scan: some tenths of a second at the source.
 _BUSY_POLL_SECONDS = 0.25
 
 
@@ -42,6 +41,7 @@ class Pending:
         current: Flushed end of the source's WAL when it was asked.
         tables_to_copy: Tables that wait for a copy, or whose copy is unfinished.
         changes: The stream holds changes, or so much WAL that it should be passed over.
+        tables: The tables that the pipeline replicates, or is going to.
     """
 
     work: bool
@@ -49,6 +49,7 @@ class Pending:
     current: Lsn
     tables_to_copy: tuple[TableId, ...] = ()
     changes: bool = False
+    tables: tuple[TableId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +116,8 @@ class Pipeline:
     def __init__(self, config: PipelineConfig) -> None:
         self.config = config
         self._watching = threading.Lock()
+        # From where to where the slot was found to hold nothing of ours.
+        self._empty = (Lsn(0), Lsn(0))
 
     @classmethod
     def load(cls, path: Path) -> Pipeline:
@@ -151,23 +154,53 @@ class Pipeline:
     def pending(self) -> Pending:
         """Whether there is something to do; reads only, and little."""
         with self._watching:
-            waiting = _waiting(self._store.tables())
-            slot = self._watch.slot()
-            current = self._watch.current_position()
+            records = self._store.tables()
+            known = tuple(sorted(t for t, record in records.items() if record.state is not TableState.REMOVED))
+            return replace(self._pending(_waiting(records)), tables=known)
+
+    def _pending(self, waiting: tuple[TableId, ...]) -> Pending:
+        slot = self._watch.slot()
+        current = self._watch.current_position()
+        record = self._store.slot()
+        if record is None or slot is None:
+            return Pending(True, "the pipeline has not run yet", current)
+        if waiting:
+            names = ", ".join(map(str, waiting[:3])) + (" …" if len(waiting) > 3 else "")
+            return Pending(True, f"{len(waiting)} tables wait for their copy: {names}", current, waiting, True)
+        behind = current - record.position
+        if behind <= 0:
+            return Pending(False, f"nothing was written since {record.position}", current)
+        if behind > IDLE_WAL_BYTES:
+            return Pending(True, f"{behind:,} bytes of WAL to apply or to pass over", current, changes=True)
+        if self._has_changes(record.position, current):
+            return Pending(True, f"changes after {record.position}", current, changes=True)
+        return Pending(False, f"no changes of ours in {behind:,} bytes of WAL", current)
+
+    def _has_changes(self, position: Lsn, current: Lsn) -> bool:
+        """Whether the stream holds changes; each look begins at the slot's position, so it does not go on for ever."""
+        upto = Lsn(min(current, position + IDLE_WAL_BYTES))
+        if self._empty == (position, upto):
+            return False
+        found = self._watch.has_changes(upto)
+        if not found:
+            self._empty = (position, upto)
+        return found
+
+    def current_position(self) -> Lsn:
+        """Flushed end of the source's WAL."""
+        with self._watching:
+            return self._watch.current_position()
+
+    def applied_position(self) -> Lsn | None:
+        """Everything committed before it is at the destination; None before the first run."""
+        with self._watching:
             record = self._store.slot()
-            if record is None or slot is None:
-                return Pending(True, "the pipeline has not run yet", current)
-            if waiting:
-                names = ", ".join(map(str, waiting[:3])) + (" …" if len(waiting) > 3 else "")
-                return Pending(True, f"{len(waiting)} tables wait for their copy: {names}", current, waiting, True)
-            behind = current - record.position
-            if behind <= 0:
-                return Pending(False, f"nothing was written since {record.position}", current)
-            if self._watch.has_changes(Lsn(min(current, record.position + PROBE_WAL_BYTES))):
-                return Pending(True, f"changes after {record.position}", current, changes=True)
-            if behind > IDLE_WAL_BYTES:
-                return Pending(True, f"{behind:,} bytes of WAL to pass over", current, changes=True)
-            return Pending(False, f"no changes of ours in {behind:,} bytes of WAL", current)
+            return None if record is None else record.position
+
+    def is_held(self) -> bool:
+        """Whether any process runs the pipeline right now."""
+        with self._watching:
+            return self._watch.is_fence_held()
 
     def status(self) -> PipelineStatus:
         """Where the pipeline and each table stand."""
@@ -178,9 +211,7 @@ class Pipeline:
             lag_bytes = None if position is None else max(0, current - position)
             lag_seconds = None
             if record is not None:
-                behind = bool(lag_bytes) and self._watch.has_changes(
-                    Lsn(min(current, record.position + PROBE_WAL_BYTES))
-                )
+                behind = bool(lag_bytes) and self._has_changes(record.position, current)
                 lag_seconds = _age(record.newest_commit or record.updated_at) if behind else 0.0
             return PipelineStatus(
                 name=self.name,

@@ -7,15 +7,19 @@ whole pipeline; the selection says only which tables Dagster plans to see materi
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import dagster as dg
 
 from etl_dagster.model import Lsn, TableId, TableSchema
+from etl_dagster.orchestration.metadata import live_metadata
 from etl_dagster.orchestration.names import HELD_TAG, UNTIL_TAG
 from etl_dagster.orchestration.parts import PipelineParts
-from etl_dagster.orchestration.reporting import RunReport, log_event
-from etl_dagster.orchestration.session import enter_session, errors_as_failures
+from etl_dagster.orchestration.reporting import Event, RunReport, log_event
+from etl_dagster.orchestration.session import ReplicationSession, enter_session, errors_as_failures
+from etl_dagster.orchestration.succession import bury_dead, hand_over
 from etl_dagster.orchestration.translator import ReplicationTranslator, output_name
+from etl_dagster.store import TableState
 
 TRUNCATE, BULK_WRITE, EVENT_WRITE = "truncate_tables", "write_table_rows", "write_events"
 Tables = Mapping[TableId, TableSchema | None]
@@ -79,8 +83,12 @@ class MicroBatch:
         def truncate_tables(context: dg.OpExecutionContext) -> None:
             """Give every table that waits for its copy an empty staging area."""
             with errors_as_failures():
-                replicator = enter_session(context, self.parts).replicator()
-                if replicator is None:
+                session = enter_session(context, self.parts)
+                by_hand = UNTIL_TAG not in context.run.tags
+                replicator = session.catch_up() if by_hand else session.replicator()
+                if replicator is None and by_hand:
+                    context.log.info("Another process runs this pipeline, and has caught up with the source")
+                elif replicator is None:
                     context.instance.add_run_tags(context.run_id, {HELD_TAG: "true"})
                     context.log.warning("Another process runs this pipeline, and does what is to do")
                 elif begun := replicator.begin_copies():
@@ -116,27 +124,57 @@ class MicroBatch:
             session = enter_session(context, self.parts)
             until = context.run.tags.get(UNTIL_TAG)
             with errors_as_failures():
-                if replicator := session.replicator():
-                    budget = context.op_config["budget_seconds"] if until else 0.0
-                    replicator.apply(until=Lsn.parse(until) if until else None, budget_seconds=budget)
-                    yield from self._report(context, RunReport(self.translator, session, replicator))
+                events = list(self._write(context, session, Lsn.parse(until) if until else None))
+                # Telling Dagster takes up to a tenth of a second for each table; the successor need not wait for it.
+                session.release()
+            for event in events:
+                if isinstance(event, dg.Output):
+                    yield event
+                else:
+                    log_event(context, event)
 
         return write_events
 
-    def _report(self, context: dg.OpExecutionContext, report: RunReport) -> Events:
+    def _write(
+        self, context: dg.OpExecutionContext, session: ReplicationSession, until: Lsn | None
+    ) -> Iterator[dg.Output[None] | Event]:
+        """Apply the stream, and tell what came of it."""
+        replicator = session.replicator()
+        if replicator is None:
+            yield from self._report_others_work(context, session, until)
+            return
+        budget = context.op_config["budget_seconds"] if until else 0.0
+        replicator.apply(until=until, budget_seconds=budget)
+        if budget:
+            hand_over(context, self.parts.name, replicator, session.summary)
+        for run_id in bury_dead(context.instance, self.parts.name, context.run_id, datetime.now(UTC)):
+            context.log.warning("Run %s was taken for active, but its process is gone", run_id)
+        yield from self._report(context, RunReport(self.translator, session, replicator))
+
+    def _report(self, context: dg.OpExecutionContext, report: RunReport) -> Iterator[dg.Output[None] | Event]:
         """Materialize what changed, and what was asked for by hand."""
         selected = self._outputs_of(context.selected_output_names)
         by_hand = [t for t in selected.values() if UNTIL_TAG not in context.run.tags and report.is_live(t)]
-        for event in report.copy_events():
-            log_event(context, event)
+        yield from report.copy_events()
         for table in dict.fromkeys([*report.changed(), *by_hand]):
             name = output_name(self.translator.live_key(table))
             if name in selected:
                 yield dg.Output(None, name, metadata=report.live(table))
             else:
-                log_event(context, report.live_event(table))
-        for event in report.pipeline_events():
-            log_event(context, event)
+                yield report.live_event(table)
+        yield from report.pipeline_events()
+
+    def _report_others_work(
+        self, context: dg.OpExecutionContext, session: ReplicationSession, until: Lsn | None
+    ) -> Events:
+        """Materialize what was asked for by hand and another process brought; a run of the sensor leaves it to that."""
+        if until is not None:
+            return
+        schemas = session.schemas()
+        for name, table in self._outputs_of(context.selected_output_names).items():
+            record = session.pipeline.record(table)
+            if record is not None and record.state is TableState.READY:
+                yield dg.Output(None, name, metadata=live_metadata(None, schemas.get(table), None))
 
     def _outputs_of(self, names: Iterable[str]) -> Mapping[str, TableId]:
         outputs = self._outputs()

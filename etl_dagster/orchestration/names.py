@@ -8,6 +8,8 @@ PIPELINE_TAG = "etl/pipeline"
 UNTIL_TAG = "etl/until"
 # On a run that found the pipeline in the hands of another process, and so had nothing to do.
 HELD_TAG = "etl/held_elsewhere"
+# On a run that is about to end and still works until its successor is there.
+ENDING_TAG = "etl/ending"
 # Dagster ends a run that takes longer: also one whose machine is gone, which would count as active for ever.
 MAX_RUNTIME_TAG = "dagster/max_runtime"
 # Runs beside the pipeline: checks, retention.

@@ -1,30 +1,24 @@
 """The sensor that asks for micro-batches: it looks, and never writes."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
-from itertools import takewhile
+from time import monotonic
 
 import dagster as dg
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.model import FrozenModel, TableId
 from etl_dagster.orchestration.live_assets import selection_for
-from etl_dagster.orchestration.names import HELD_TAG, MAX_RUNTIME_TAG, PIPELINE_TAG, UNTIL_TAG
+from etl_dagster.orchestration.names import MAX_RUNTIME_TAG, PIPELINE_TAG, UNTIL_TAG
 from etl_dagster.orchestration.parts import PipelineParts
+from etl_dagster.orchestration.succession import reason_to_wait
 from etl_dagster.orchestration.translator import ReplicationTranslator
-from etl_dagster.pipeline import Pending, Pipeline
+from etl_dagster.pipeline import Pipeline
 
-ACTIVE = [
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
-# A run costs seconds of work, so one that fails for a lasting reason is not repeated at every tick.
-MAX_PAUSE_SECONDS = 300.0
-_REMEMBERED_FAILURES = 7
+# A look costs little, so a source that comes back is noticed soon.
+MAX_BLIND_SECONDS = 60.0
 
 
 class SensorSettings(FrozenModel):
@@ -45,25 +39,46 @@ class SensorSettings(FrozenModel):
 
 
 class SourceWatch:
-    """Keeps a pipeline's connections open between ticks, so that an idle tick costs one query and not a login."""
+    """Keeps a pipeline's connections open between ticks, so that an idle tick costs one query and not a login.
+
+    After a look that failed it is blind for a while, longer each time: a failed tick is kept for weeks.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._pipeline: Pipeline | None = None
+        self._failures = 0
+        self._blind_until = 0.0
+        self._problem = ""
 
-    def pending(self, config: PipelineConfig) -> Pending | None:
-        """What there is to do; None while another tick still asks (Dagster repeats a tick that takes too long)."""
+    @contextmanager
+    def looking(self, config: PipelineConfig) -> Iterator[Pipeline | None]:
+        """The open pipeline; None while another tick still looks (Dagster repeats a tick that takes too long)."""
         if not self._lock.acquire(blocking=False):
-            return None
+            yield None
+            return
         try:
             if self._pipeline is None or self._pipeline.config != config:
+                self._forget()
                 self._pipeline = Pipeline(config)
-            return self._pipeline.pending()
-        except BaseException:
+            yield self._pipeline
+            self._failures = 0
+        except BaseException as error:
             self._forget()
+            self._fail(str(error))
             raise
         finally:
             self._lock.release()
+
+    def blindness(self) -> str | None:
+        """Why nobody should look just now."""
+        left = self._blind_until - monotonic()
+        return f"{self._problem} (next look in {left:.0f} s)" if left > 0 else None
+
+    def _fail(self, problem: str) -> None:
+        self._problem = problem
+        self._failures += 1
+        self._blind_until = monotonic() + min(MAX_BLIND_SECONDS, 2.0**self._failures)
 
     def _forget(self) -> None:
         """The connection may be what failed: the next tick begins anew."""
@@ -91,13 +106,16 @@ def build_sensor(
         description=f"Requests a micro-batch of pipeline {parts.name} when there is something to do",
     )
     def changes(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.SkipReason:
-        if reason := reason_to_wait(context.instance, parts.name, datetime.now(UTC)):
+        if reason := watch.blindness():
             return dg.SkipReason(reason)
-        pending = watch.pending(parts.config(context.resources))
-        if pending is None:
-            return dg.SkipReason("the last look at the source is not over yet")
+        with watch.looking(parts.config(context.resources)) as pipeline:
+            if pipeline is None:
+                return dg.SkipReason("the last look at the source is not over yet")
+            if reason := reason_to_wait(context.instance, parts.name, datetime.now(UTC), pipeline.is_held):
+                return dg.SkipReason(reason)
+            pending = pipeline.pending()
         if not pending.work:
-            return dg.SkipReason(pending.reason)
+            return dg.SkipReason(pending.reason + _without_asset(pending.tables, tables))
         keys = selection_for(translator, tables, pending.tables_to_copy, pending.changes, settings.planned_tables)
         tags = {
             PIPELINE_TAG: parts.name,
@@ -110,19 +128,7 @@ def build_sensor(
     return changes
 
 
-def reason_to_wait(instance: dg.DagsterInstance, pipeline: str, now: datetime) -> str | None:
-    """Why no run should be asked for, whatever the source says: one is active, or the last ones came to nothing."""
-    tags = {PIPELINE_TAG: pipeline}
-    if instance.get_runs_count(dg.RunsFilter(tags=tags, statuses=ACTIVE)):
-        return "a run of this pipeline is active"
-    records = instance.get_run_records(dg.RunsFilter(tags=tags), limit=_REMEMBERED_FAILURES)
-    failures = len(list(takewhile(_was_in_vain, (record.dagster_run for record in records))))
-    if not failures or (ended := records[0].end_time) is None:
-        return None
-    pause = min(MAX_PAUSE_SECONDS, 5.0 * 2**failures)
-    left = ended + pause - now.timestamp()
-    return f"the last {failures} runs failed or found the pipeline busy; next in {left:.0f} s" if left > 0 else None
-
-
-def _was_in_vain(run: dg.DagsterRun) -> bool:
-    return run.status is dg.DagsterRunStatus.FAILURE or HELD_TAG in run.tags
+def _without_asset(replicated: Iterable[TableId], known: Iterable[TableId]) -> str:
+    if not (missing := sorted(set(replicated) - set(known))):
+        return ""
+    return f"; reload the code location to see the assets of {', '.join(map(str, missing))}"

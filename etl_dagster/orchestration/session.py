@@ -1,7 +1,8 @@
 """The pipeline that one run holds open, shared by its ops."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from time import monotonic
 
 import dagster as dg
 
@@ -12,8 +13,12 @@ from etl_dagster.orchestration.parts import PipelineParts
 from etl_dagster.pipeline import Pipeline
 from etl_dagster.replication import Action, FanOut, LogReporter, Replicator, RunSummary, action_for
 
-# The run before may still be letting go.
-BUSY_SECONDS = 5.0
+# The run before goes on until its successor is at the door, and may be in the middle of a batch then.
+BUSY_SECONDS = 60.0
+# A run by hand looks this often whether others have done its work.
+TURN_SECONDS = 2.0
+# How long work may be in the hands of another process before a run by hand gives up waiting for it.
+PATIENCE_SECONDS = 3600.0
 
 
 class ReplicationSession:
@@ -42,6 +47,33 @@ class ReplicationSession:
                 self._busy = True
         return self._replicator
 
+    def replicator_or_work_done(self, done: Callable[[], bool], patience_seconds: float) -> Replicator | None:
+        """The run's replicator; None once another process that runs the pipeline has done what was asked for.
+
+        Raises:
+            Failure: Neither happened within the time given.
+        """
+        deadline = monotonic() + patience_seconds
+        while self._replicator is None and not done():
+            try:
+                self.open(TURN_SECONDS)
+            except StateError as error:
+                if error.kind is not ErrorKind.PIPELINE_BUSY:
+                    raise
+                if monotonic() >= deadline:
+                    raise dg.Failure(_patience_over(patience_seconds), allow_retries=False) from error
+        return self._replicator
+
+    def catch_up(self) -> Replicator | None:
+        """The replicator, or None when another process has brought the pipeline to the source's present end."""
+        goal = self.pipeline.current_position()
+        self._busy = self.replicator_or_work_done(lambda: self._is_applied(goal), PATIENCE_SECONDS) is None
+        return self._replicator
+
+    def _is_applied(self, goal: Lsn) -> bool:
+        position = self.pipeline.applied_position()
+        return position is not None and position >= goal and self.pipeline.is_held()
+
     def open(self, wait_seconds: float) -> Replicator:
         """Hold the pipeline from now to the end of the run.
 
@@ -64,11 +96,24 @@ class ReplicationSession:
         """Everything committed before it is at the destination."""
         return self.pipeline.status().position if self._replicator is None else self._replicator.position
 
-    def close(self) -> None:
-        """Let go of the pipeline."""
+    def release(self) -> None:
+        """Let go of the pipeline, so that another run may have it."""
         with self._stack:
             self._replicator = None
-        self.pipeline.close()
+
+    def close(self) -> None:
+        """Let go of everything."""
+        try:
+            self.release()
+        finally:
+            self.pipeline.close()
+
+
+def _patience_over(seconds: float) -> str:
+    return (
+        f"Another process has held the pipeline for {seconds:.0f} s without finishing what was asked for — it goes on "
+        "with it; look at its log, or stop it and run this again"
+    )
 
 
 def build_session(parts: PipelineParts) -> dg.ResourceDefinition:

@@ -1,24 +1,18 @@
 """Table syncs: materializing one copies its table afresh, while the table changes and stays readable."""
 
 from collections.abc import Iterator, Sequence
-from time import monotonic
 
 import dagster as dg
 
-from etl_dagster.errors import ErrorKind, StateError
 from etl_dagster.model import TableId
 from etl_dagster.orchestration.live_assets import Tables
 from etl_dagster.orchestration.metadata import sync_metadata
 from etl_dagster.orchestration.parts import PipelineParts
 from etl_dagster.orchestration.reporting import RunReport, log_event
-from etl_dagster.orchestration.session import ReplicationSession, enter_session, errors_as_failures
+from etl_dagster.orchestration.session import PATIENCE_SECONDS, ReplicationSession, enter_session, errors_as_failures
 from etl_dagster.orchestration.translator import ReplicationTranslator
 from etl_dagster.store import TableRecord, TableState
 
-# How long a copy may be in the hands of another process before the run gives up waiting for it.
-PATIENCE_SECONDS = 3600.0
-# A micro-batch lets go of the pipeline when its budget is over; between looks we wait at its door.
-TURN_SECONDS = 2.0
 RETRIES = dg.RetryPolicy(max_retries=3, delay=10, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.FULL)
 _ENDS = (TableState.READY, TableState.QUARANTINED, TableState.REMOVED)
 
@@ -61,30 +55,14 @@ def _request(session: ReplicationSession, tables: Sequence[TableId]) -> None:
 
 def finish_copies(session: ReplicationSession, tables: Sequence[TableId], patience_seconds: float) -> None:
     """Copy the tables, or wait while another process that holds the pipeline does."""
-    deadline = monotonic() + patience_seconds
-    while not _done(session, tables):
-        try:
-            replicator = session.open(TURN_SECONDS)
-        except StateError as error:
-            if error.kind is not ErrorKind.PIPELINE_BUSY:
-                raise
-            if monotonic() >= deadline:
-                raise dg.Failure(_patience_over(patience_seconds), allow_retries=False) from error
-        else:
-            replicator.sync()
-            return
+    replicator = session.replicator_or_work_done(lambda: _done(session, tables), patience_seconds)
+    if replicator is not None:
+        replicator.sync()
 
 
 def _done(session: ReplicationSession, tables: Sequence[TableId]) -> bool:
     records = map(session.pipeline.record, tables)
     return all(record is not None and record.state in _ENDS for record in records)
-
-
-def _patience_over(seconds: float) -> str:
-    return (
-        f"Another process has held the pipeline for {seconds:.0f} s without finishing the copy — it goes on with it; "
-        "look at its log, or stop it and run this again"
-    )
 
 
 def _report_bystanders(

@@ -80,15 +80,19 @@ def take_fence(connection: Connection, name: str) -> None:
     Raises:
         StateError: Another session holds it.
     """
-    key = zlib.crc32(name.encode()) - (1 << 31)
-    (taken,) = fetch_one(connection, "SELECT pg_try_advisory_lock(%s::int, %s::int)", [_FENCE_CLASS, key])
+    (taken,) = fetch_one(connection, "SELECT pg_try_advisory_lock(%s::int, %s::int)", [_FENCE_CLASS, _key(name)])
     if not taken:
-        holder = connection.execute(_HOLDER, [_FENCE_CLASS, key]).fetchone()
+        holder = connection.execute(_HOLDER, [_FENCE_CLASS, _key(name)]).fetchone()
         raise StateError(
             f"another process runs the pipeline of slot {name}: {_told(holder)}",
             kind=ErrorKind.PIPELINE_BUSY,
             hint="Wait for it to end, or stop it",
         )
+
+
+def is_fence_held(connection: Connection, name: str) -> bool:
+    """Whether any session holds the lock that `take_fence` takes."""
+    return connection.execute(_HOLDER, [_FENCE_CLASS, _key(name)]).fetchone() is not None
 
 
 def fence_lost(name: str) -> StateError:
@@ -98,6 +102,10 @@ def fence_lost(name: str) -> StateError:
         kind=ErrorKind.PIPELINE_BUSY,
         hint="Start again; nothing is lost",
     )
+
+
+def _key(name: str) -> int:
+    return zlib.crc32(name.encode()) - (1 << 31)
 
 
 def _told(holder: tuple[object, ...] | None) -> str:

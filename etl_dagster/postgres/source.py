@@ -74,6 +74,11 @@ class PostgresSource:
                 self._fence = None
                 abandon(connection)  # the lock ends with its session
 
+    def is_fence_held(self) -> bool:
+        """Whether any process runs the pipeline right now."""
+        with self._sessions.ordinary("cannot inspect the pipeline's lock") as connection:
+            return locks.is_fence_held(connection, self._slot)
+
     def check_fence(self) -> None:
         """Raise when the fence that is held has been lost with its connection.
 

@@ -10,7 +10,7 @@ import pytest
 
 from etl_dagster.orchestration import SensorSettings
 from etl_dagster.orchestration.names import PIPELINE_TAG, UNTIL_TAG
-from etl_dagster.orchestration.sensors import reason_to_wait
+from etl_dagster.orchestration.succession import reason_to_wait
 from etl_dagster.pipeline import Pipeline
 from tests.orchestration.project import ITEMS, ORDERS, Project
 

@@ -82,7 +82,7 @@ def test_a_sync_waits_while_the_process_that_holds_the_pipeline_does_the_copy(pr
 
 
 def test_a_sync_gives_up_with_a_clear_word_when_the_holder_does_nothing(project: Project, monkeypatch) -> None:
-    monkeypatch.setattr("etl_dagster.orchestration.sync_assets.TURN_SECONDS", 0.05)
+    monkeypatch.setattr("etl_dagster.orchestration.session.TURN_SECONDS", 0.05)
     project.micro_batch()
     holder = Pipeline(project.config)
     with holder.replicator():
