@@ -37,11 +37,13 @@ def build_checks(
     parts: PipelineParts, translator: ReplicationTranslator, policy: HealthPolicy
 ) -> dg.AssetChecksDefinition:
     """The three checks, answered by one look at the pipeline's status."""
-    names = (QUARANTINE_CHECK, LAG_CHECK, WAL_CHECK)
 
     @dg.multi_asset_check(
         name=f"{parts.names.group}__checks",
-        specs=[dg.AssetCheckSpec(name, asset=translator.slot_key) for name in names],
+        specs=[
+            dg.AssetCheckSpec(name, asset=translator.slot_key, description=about)
+            for name, about in _abouts(policy).items()
+        ],
         can_subset=True,
         required_resource_keys=parts.resource_keys,
     )
@@ -52,6 +54,14 @@ def build_checks(
         yield from (result for result in judge(translator.slot_key, status, policy) if result.check_name in wanted)
 
     return checks
+
+
+def _abouts(policy: HealthPolicy) -> dict[str, str]:
+    return {
+        QUARANTINE_CHECK: "No table has been taken out of replication; the metadata names each one and what to do",
+        LAG_CHECK: f"The newest change at the destination is at most {policy.max_lag_seconds:g} s behind the source",
+        WAL_CHECK: f"The slot keeps back at most {policy.max_retained_bytes / 1e9:.1f} GB of WAL at the source",
+    }
 
 
 def look(pipeline: Pipeline) -> PipelineStatus:

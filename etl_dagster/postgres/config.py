@@ -44,7 +44,7 @@ class TlsMode(StrEnum):
 class TlsConfig(FrozenModel):
     """Encryption of the connection and proof of who is at its other end."""
 
-    mode: TlsMode = TlsMode.PREFER
+    mode: TlsMode = Field(TlsMode.PREFER, description="libpq's `sslmode`; `verify-full` proves who answers")
     root_cert: Path | None = Field(None, description="Certificates of the authorities to trust")
     cert: Path | None = Field(None, description="Client certificate")
     key: Path | None = Field(None, description="Private key of the client certificate")
@@ -65,17 +65,17 @@ class PostgresConfig(FrozenModel):
     """How to reach one database: a DSN, or fields; fields given beside a DSN are refused."""
 
     dsn: SecretStr | None = Field(None, description="postgresql://user:password@host:port/database")
-    host: str | None = None
-    port: int | None = Field(None, ge=1, le=65535)
-    database: str | None = None
-    user: str | None = None
-    password: SecretStr | None = None
-    tls: TlsConfig | None = None
-    application_name: str = Field(APPLICATION_NAME, max_length=63)
-    connect_timeout_seconds: int = Field(CONNECT_TIMEOUT_SECONDS, ge=2, le=600)
-    keepalives_idle_seconds: int = Field(KEEPALIVES_IDLE_SECONDS, ge=1)
-    keepalives_interval_seconds: int = Field(KEEPALIVES_INTERVAL_SECONDS, ge=1)
-    keepalives_count: int = Field(KEEPALIVES_COUNT, ge=1)
+    host: str | None = Field(None, description="Server, instead of a dsn")
+    port: int | None = Field(None, ge=1, le=65535, description="TCP port; libpq's default is 5432")
+    database: str | None = Field(None, description="Database, instead of a dsn")
+    user: str | None = Field(None, description="Role that replicates, instead of a dsn")
+    password: SecretStr | None = Field(None, description="Its password; never shown")
+    tls: TlsConfig | None = Field(None, description="Encryption; also beside a dsn")
+    application_name: str = Field(APPLICATION_NAME, max_length=63, description="Shown in pg_stat_activity")
+    connect_timeout_seconds: int = Field(CONNECT_TIMEOUT_SECONDS, ge=2, le=600, description="For each address")
+    keepalives_idle_seconds: int = Field(KEEPALIVES_IDLE_SECONDS, ge=1, description="Silence before the first probe")
+    keepalives_interval_seconds: int = Field(KEEPALIVES_INTERVAL_SECONDS, ge=1, description="Between two probes")
+    keepalives_count: int = Field(KEEPALIVES_COUNT, ge=1, description="Unanswered probes that end a connection")
     statement_timeout_ms: int = Field(STATEMENT_TIMEOUT_MS, ge=0, description="For ordinary queries; 0 is none")
     lock_timeout_ms: int = Field(LOCK_TIMEOUT_MS, ge=0, description="For ordinary queries; 0 is none")
 
@@ -200,11 +200,13 @@ class PublicationConfig(FrozenModel):
     somebody else made is used as it is. Without it the publication has to exist.
     """
 
-    name: Identifier = "etl_dagster"
-    create: bool = True
+    name: Identifier = Field("etl_dagster", description="In a pipeline's config the default is `etl_<name>`")
+    create: bool = Field(True, description="Make it when it is missing, and keep ours as it is written here")
     tables: tuple[str, ...] = Field((), description='schema.table, with * as wildcard; "quoted" parts are literal')
     schemas: tuple[Identifier, ...] = Field((), description="All tables of these schemas")
-    all_tables: bool = False
+    all_tables: bool = Field(
+        False, description="Every table of the database; needs a superuser unless some are excluded"
+    )
     exclude: tuple[str, ...] = Field((), description="Tables to leave out, written like tables")
 
     @field_validator("tables", "exclude")
@@ -241,7 +243,7 @@ def _any_matches(patterns: tuple[TablePattern, ...], table: TableId) -> bool:
 class SlotConfig(FrozenModel):
     """The logical replication slot, which remembers how far the source has been read."""
 
-    name: SlotName = "etl_dagster"
+    name: SlotName = Field("etl_dagster", description="In a pipeline's config the default is `etl_<name>`")
 
 
 class SourceConfig(FrozenModel):
