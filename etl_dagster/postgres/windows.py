@@ -24,7 +24,7 @@ from etl_dagster.pgoutput.transactions import BEGIN, COMMIT
 from etl_dagster.pgwire import Frames
 from etl_dagster.postgres.chunks import StartCopy
 from etl_dagster.postgres.sessions import Connection, fetch_one
-from etl_dagster.postgres.slots import require_slot
+from etl_dagster.postgres.slots import moved, require_slot
 
 # `upto_nchanges` is an int4.
 _MOST_CHANGES = 2**31 - 1
@@ -48,6 +48,7 @@ class Window:
         lend: Lends a session of its own.
         start: Begins a COPY on such a session.
         names: Slot and publication.
+        after: What has been read already; a slot that stands beyond it has lost changes.
     """
 
     def __init__(
@@ -59,11 +60,13 @@ class Window:
         schemas: Mapping[int, TableSchema],
         upto: Lsn,
         max_changes: int,
+        after: Lsn | None = None,
     ) -> None:
         self._lend = lend
         self._start = start
         self._slot, self._publication = names
         self._upto = upto
+        self._after = after
         self._limit = min(max(1, max_changes), _MOST_CHANGES)
         self._decoder = StreamDecoder(schemas)
         # The binary form of some type is not ours to read, so its text is needed beside it.
@@ -77,6 +80,8 @@ class Window:
         with ExitStack() as stack:
             connection = stack.enter_context(self._lend())
             self._begin = require_slot(connection, self._slot).confirmed
+            if self._after is not None and self._begin > self._after:
+                raise moved(self._slot, self._begin, self._after)
             # Beyond what is readable now, nothing may be taken for read.
             self._readable = min(self._upto, Lsn(fetch_one(connection, _READABLE)[0]))
             if self._readable > self._begin:
