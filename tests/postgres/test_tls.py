@@ -120,7 +120,7 @@ def configure(server: PostgresServer, authority: Authority, client: tuple[Path, 
             connection=PostgresConfig(
                 host=host, port=server.port, database="shop", user=user, tls=TlsConfig.model_validate(right | tls)
             ),
-            publication=PublicationConfig(name="p", schemas=("public",)),
+            publication=PublicationConfig(name="p", schemas=("sales",)),
         )
 
     return make
@@ -128,9 +128,9 @@ def configure(server: PostgresServer, authority: Authority, client: tuple[Path, 
 
 @pytest.fixture
 def owner(server: PostgresServer, configure: MakeConfig) -> Iterator[psycopg.Connection[Any]]:
-    """The role's own connection, to an emptied database."""
+    """The role's own connection, to an emptied schema."""
     with psycopg.connect(**configure().connection.parameters(), autocommit=True) as connection:  # type: ignore[arg-type]
-        connection.execute("drop schema if exists public cascade; create schema public")
+        connection.execute("drop schema if exists sales cascade; create schema sales; set search_path to sales")
         yield connection
 
 
@@ -154,7 +154,7 @@ def test_a_pipeline_runs_with_certificates_on_both_sides(
         copied = sync(pipeline)
         owner.execute("update orders set note = 'changed' where id % 2 = 0; delete from orders where id % 3 = 0")
         caught_up = sync(pipeline)
-        record, differences = pipeline.record(TableId("public", "orders")), pipeline.compare()
+        record, differences = pipeline.record(TableId("sales", "orders")), pipeline.compare()
     finally:
         pipeline.close()
         with psycopg.connect(server.dsn, autocommit=True) as admin:
@@ -164,7 +164,7 @@ def test_a_pipeline_runs_with_certificates_on_both_sides(
     assert record.state is TableState.READY
     assert (copied.transactions, caught_up.transactions) == (0, 1)
     assert [(str(table), found.equal, found.rows) for table, found in differences.items()] == [
-        ("public.orders", True, 40_000)
+        ("sales.orders", True, 40_000)
     ]
 
 
