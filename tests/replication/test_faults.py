@@ -5,11 +5,14 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+import psycopg
 import pytest
 
-from etl_dagster.errors import SlotError
+from etl_dagster.errors import EtlError, SlotError
 from etl_dagster.model import TableId
 from etl_dagster.store.base import TableState
+from etl_dagster.testing.server import PostgresServer
+from tests.replication.conftest import Scenario
 from tests.replication.test_copies import SMALL_CHUNKS, StepByStep, _table
 
 T = TableId("public", "t")
@@ -172,6 +175,24 @@ def test_a_key_that_changes_under_replica_identity_full(scenario) -> None:
     scenario.assert_equal("t")
 
 
+def test_a_memory_limit_that_is_too_low_is_raised(scenario) -> None:
+    _table(scenario, 20000)
+    scenario.use(
+        destination={
+            "type": "duckdb",
+            "path": str(scenario.folder / "warehouse.duckdb"),
+            "memory_limit": "24MB",
+        }
+    )
+    reporter = StepByStep(scenario, "update t set v = repeat(v, 300)")
+    _bounded_sync(scenario, reporter)
+    scenario.execute("update t set v = v || repeat(v, 2)")
+    _bounded_sync(scenario)
+    assert scenario.state("t") is TableState.READY
+    scenario.use()
+    scenario.assert_equal("t")
+
+
 @pytest.mark.parametrize("schema", ["main", "memory", "Pg", "information"])
 def test_schemas_of_any_name(scenario, schema: str) -> None:
     scenario.execute(f'create schema "{schema}"', f'create table "{schema}".t (id int primary key, v text)')
@@ -238,4 +259,38 @@ def test_no_type_looks_like_a_schema_change_when_it_is_none(scenario) -> None:
     scenario.execute("update t set c0 = 'x' where id = 1", "insert into t (id) values (3)")
     summary = scenario.sync()
     assert [s.copied_rows for s in summary.tables.values()] == [None]
+    scenario.assert_equal("t")
+
+
+def test_a_source_that_restarts_costs_nothing_but_a_new_run(scenario, tmp_path) -> None:
+    with PostgresServer.temporary(die_with_parent=True) as server:
+        other = Scenario(server.dsn_for("postgres"), tmp_path, psycopg.connect(server.dsn, autocommit=True))
+        _table(other)
+        other.use(replication=SMALL_CHUNKS)
+        happened: list[str] = []
+
+        class Restarts(StepByStep):
+            def copy_progressed(self, progress) -> None:
+                if progress.chunks_done == 3 and not happened:
+                    server.stop(mode="immediate")
+                    server.start()
+                    happened.append("restart")
+
+        with pytest.raises(EtlError):
+            _bounded_sync(other, Restarts(other))
+        other.pipeline.close()
+        other.source = psycopg.connect(server.dsn, autocommit=True)
+        other.execute("update t set v = 'after' where id < 50", "delete from t where id between 60 and 90")
+        _bounded_sync(other)
+        other.assert_equal("t")
+        other.pipeline.close()
+        other.source.close()
+
+
+def test_sessions_that_are_ended_at_the_source_are_replaced(scenario) -> None:
+    _table(scenario)
+    scenario.use(replication=SMALL_CHUNKS)
+    end = """select pg_terminate_backend(pid, 5000) from pg_stat_activity where datname = current_database()
+        and pid <> pg_backend_pid() and pid not in (select pid from pg_locks where locktype = 'advisory')"""
+    _bounded_sync(scenario, StepByStep(scenario, end, "update t set v = 'x' where id < 100", end, end))
     scenario.assert_equal("t")

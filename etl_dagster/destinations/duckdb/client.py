@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 # Measured: what merging rows of text takes per column and thread (staging takes half), and all the rest.
 _COLUMN_ROOM = 2 * 1024 * 1024
 _ROOM = 64 * 1024 * 1024
+# How far the memory limit is raised when it is not enough.
+_MOST_GROWTH = 8
 # A checkpoint rewrites what the last batches touched: often enough that opening after a kill replays within seconds.
 CHECKPOINT_THRESHOLD = "256MB"
 _LOCK_MESSAGE = "Could not set lock"
@@ -154,6 +156,31 @@ class Client:
             logger.warning("A table of %d columns needs a memory limit of %d MB", columns, need >> 20)
             self._memory = need
             self._connection.cursor().execute(f"SET memory_limit = '{need >> 10}KiB'")
+
+    @contextmanager
+    def widening(self) -> Iterator[None]:
+        """Work that is worth another try when memory ran out: DuckDB cannot spill everything, and the limit is low."""
+        import duckdb
+
+        limit = self._memory
+        try:
+            yield
+        except DestinationError as error:
+            if isinstance(error.__cause__, duckdb.OutOfMemoryException) and self._widen(limit):
+                error.kind = ErrorKind.DESTINATION_UNAVAILABLE
+            raise
+
+    def _widen(self, limit: int) -> bool:
+        """Double the limit that was not enough, unless another thread has; False when it is as high as it may be."""
+        with self._lock:
+            if self._memory > limit:
+                return True
+            if limit >= _MOST_GROWTH * self._config.memory_limit_bytes:
+                return False
+            self._memory = 2 * limit
+            logger.warning("DuckDB ran out of memory; its limit is %d MB now", self._memory >> 20)
+            self._connection.cursor().execute(f"SET memory_limit = '{self._memory >> 10}KiB'")
+            return True
 
     def close(self) -> None:
         self._connection.close()

@@ -25,7 +25,7 @@ class DuckDbConfig(DestinationConfig):
     type: Literal["duckdb"] = "duckdb"
     path: str = Field(min_length=1, description="The database file; created when it is missing")
     memory_limit: str = Field(
-        MEMORY_LIMIT, pattern=_LIMIT, description="Memory DuckDB may use before it spills; raised for wide tables"
+        MEMORY_LIMIT, pattern=_LIMIT, description="Memory DuckDB may use before it spills; raised when it is not enough"
     )
     threads: int = Field(THREADS, ge=1, le=256, description="Threads DuckDB may use")
     lock_timeout_seconds: float = Field(

@@ -98,7 +98,8 @@ class DuckDbDestination(Destination):
                 ledger.create_live(target)
 
     def write_table_rows(self, target: CopyTarget, chunk: ChunkRows) -> int:
-        with translated("stage a chunk", str(target.table.id)), self._opened.session() as session:
+        opened, table = self._opened, str(target.table.id)
+        with opened.widening(), translated("stage a chunk", table), opened.session() as session:
             ledger = Ledger(session)
             copy = ledger.copy(target)
             staged = ledger.chunk_rows(target.copy_id, chunk.chunk_id)
@@ -110,7 +111,7 @@ class DuckDbDestination(Destination):
                 return _stage(session, target, chunk)
 
     def write_events(self, batch: EventBatch) -> WriteResult:
-        with translated("apply a batch"), self._session.transaction():
+        with self._opened.widening(), translated("apply a batch"), self._session.transaction():
             writer = _BatchWriter(self._opened, self._session, batch.routes)
             for piece in batch:
                 for events in piece:
@@ -120,7 +121,8 @@ class DuckDbDestination(Destination):
 
     def finish_copy(self, target: CopyTarget, position: Lsn) -> CopyResult:
         try:
-            with translated("finish a copy", str(target.table.id)), self._session.transaction():
+            table = str(target.table.id)
+            with self._opened.widening(), translated("finish a copy", table), self._session.transaction():
                 return CopyResult(rows=_Finish(self._session, self._opened, target).run(position))
         except _Undecided as undecided:
             return CopyResult(rows=None, undecided=undecided.keys)
