@@ -210,6 +210,23 @@ def test_schemas_of_any_name(scenario, schema: str) -> None:
     scenario.assert_equal("t")
 
 
+@pytest.mark.parametrize("schema", ["warehouse", "temp", "system"])
+def test_a_schema_that_duckdb_takes_for_a_database_is_refused_by_name(scenario, schema: str) -> None:
+    scenario.execute(f"create schema {schema}", f"create table {schema}.t (id int primary key)")
+    scenario.use(
+        source={
+            "connection": {"dsn": scenario.dsn},
+            "publication": {"name": "pub_s", "schemas": [schema]},
+            "slot": {"name": scenario.pipeline.config.source.slot.name},
+        }
+    )
+    _bounded_sync(scenario)
+    record = scenario.pipeline.record(TableId(schema, "t"))
+    assert record.state is TableState.QUARANTINED
+    assert schema in record.reason
+    assert "another name" in record.hint
+
+
 TYPES = [
     "varchar(10)",
     "char(5)",

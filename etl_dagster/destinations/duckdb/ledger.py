@@ -28,6 +28,7 @@ CREATE TABLE IF NOT EXISTS _etl.copies
 CREATE TABLE IF NOT EXISTS _etl.chunks
     (copy_id VARCHAR, chunk_id VARCHAR, row_count BIGINT, seen_lsn UBIGINT, reread BOOLEAN);
 """
+_OTHER_FILE = "Give the file another name, or leave the schema out"
 _CHANGE_TYPE = "ENUM (" + ", ".join(f"'{value}'" for value in ChangeType) + ")"
 
 
@@ -142,9 +143,17 @@ class Ledger:
         known = {*self.watermarks(), *(each.table for each in self.copies().values())}
         if fold_ascii(table.id.schema) == SCHEMA:
             raise _unusable(table.id, f"the schema {SCHEMA} holds the destination's own tables")
+        if fold_ascii(table.id.schema) in self._databases():
+            raise _unusable(
+                table.id, f"DuckDB has a database called {table.id.schema}, as it calls a file by its name", _OTHER_FILE
+            )
         for other in known - {table.id}:
             if _folded(other) == _folded(table.id):
                 raise _unusable(table.id, f"DuckDB ignores case and {other} is there already")
+
+    def _databases(self) -> set[str]:
+        """Folded names that stand for a database when they come first in a qualified name."""
+        return {fold_ascii(name) for (name,) in self._session.rows("SELECT database_name FROM duckdb_databases()")}
 
     def forget_copies(self, table: TableId) -> None:
         """Drop every copy of a table, finished or not."""
@@ -213,5 +222,5 @@ def _folded(table: TableId) -> tuple[str, str]:
     return fold_ascii(table.schema), fold_ascii(table.name)
 
 
-def _unusable(table: TableId, why: str) -> TableError:
-    return TableError(f"{table} cannot be mirrored: {why}", hint="Rename the table or leave it out", table=str(table))
+def _unusable(table: TableId, why: str, hint: str = "Rename the table or leave it out") -> TableError:
+    return TableError(f"{table} cannot be mirrored: {why}", hint=hint, table=str(table))
