@@ -173,6 +173,15 @@ def test_a_table_that_got_its_key_late_comes_back(shop: CommandLine, connect: Co
     assert warehouse(shop, "select count(*) from public.visits") == [(1,)]
 
 
+def test_check_beside_a_running_follow_neither_waits_nor_complains(shop: CommandLine) -> None:
+    process = follow(shop)
+    result = shop("check", timeout=20)
+    assert result.code == 0, result.out
+    assert "in use by the running pipeline" in result.out
+    process.terminate()
+    process.communicate(timeout=30)
+
+
 def test_status_before_the_first_sync_says_what_to_run(shop: CommandLine) -> None:
     assert "has not run yet" in shop("status").out
 
