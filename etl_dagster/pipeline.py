@@ -22,7 +22,8 @@ from etl_dagster.destinations.registry import open_destination
 from etl_dagster.errors import ConfigError, ErrorKind, EtlError, StateError
 from etl_dagster.model import Lsn, TableId, TableSchema
 from etl_dagster.postgres import CheckResult, Difference, PostgresSource, check, compare_table
-from etl_dagster.replication import Replicator, Reporter, lifecycle
+from etl_dagster.replication import LogReporter, Replicator, Reporter, Stop, lifecycle
+from etl_dagster.retry import Backoff, Retrier
 from etl_dagster.store import open_store
 from etl_dagster.store.base import Store, TableRecord, TableState
 
@@ -30,6 +31,10 @@ from etl_dagster.store.base import Store, TableRecord, TableState
 IDLE_WAL_BYTES = 64 * 1024 * 1024
 # It is also the most that a look for changes may scan: some tenths of a second at the source.
 _BUSY_POLL_SECONDS = 0.25
+# A following process outlives a restart of its source, and also a longer maintenance of it.
+_BEGIN_AGAIN = Backoff(max_attempts=10_000, max_total_seconds=6 * 3600)
+# How long the server may take to notice that our own former connection is gone.
+_TAKE_OVER_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +46,7 @@ class Pending:
         current: Flushed end of the source's WAL when it was asked.
         tables_to_copy: Tables that wait for a copy, or whose copy is unfinished.
         changes: The stream holds changes, or so much WAL that it should be passed over.
-        tables: The tables that the pipeline replicates, or is going to.
+        tables: The tables that the pipeline replicates.
     """
 
     work: bool
@@ -145,6 +150,44 @@ class Pipeline:
             stack.push(replicator)
             yield replicator
 
+    def follow(
+        self, stop: Stop, reporter: Reporter | None = None, *, wait_seconds: float = 0.0
+    ) -> Mapping[TableId, TableRecord]:
+        """Replicate until asked to stop; begins again by itself when the source was away or its connections were cut.
+
+        Returns:
+            The state of every table at the end.
+
+        Raises:
+            EtlError: It cannot begin, or an error that waiting does not mend.
+        """
+        with self.replicator(reporter, wait_seconds=wait_seconds) as replicator:
+            records = self._followed(replicator, stop, reporter)
+        retrier = Retrier(f"the pipeline {self.name}", when=_may_begin_again, backoff=_BEGIN_AGAIN)
+        while records is None:
+            try:
+                with self.replicator(reporter, wait_seconds=_TAKE_OVER_SECONDS) as replicator:
+                    retrier.progressed()
+                    records = self._followed(replicator, stop, reporter)
+            except EtlError as error:
+                sleep(retrier.failed(error))
+            if stop.is_set():
+                break
+        return records if records is not None else self._store.tables()
+
+    def _followed(
+        self, replicator: Replicator, stop: Stop, reporter: Reporter | None
+    ) -> Mapping[TableId, TableRecord] | None:
+        """The tables' records once stopped; None when it has to begin again."""
+        try:
+            replicator.follow(stop=stop)
+        except EtlError as error:
+            if not _may_begin_again(error):
+                raise
+            (reporter or LogReporter()).notice(f"{error.message}; beginning again")
+            return None
+        return dict(replicator.records)
+
     def tables(self) -> dict[TableId, TableSchema]:
         """Schemas of the replicated tables: the stored ones, or the catalogue's when nothing is stored yet."""
         with self._watching:
@@ -155,7 +198,7 @@ class Pipeline:
         """Whether there is something to do; reads only, and little."""
         with self._watching:
             records = self._store.tables()
-            known = tuple(sorted(t for t, record in records.items() if record.state is not TableState.REMOVED))
+            known = tuple(sorted(table for table, record in records.items() if record.state not in _OUT))
             return replace(self._pending(_waiting(records)), tables=known)
 
     def _pending(self, waiting: tuple[TableId, ...]) -> Pending:
@@ -260,7 +303,7 @@ class Pipeline:
     def compare(self) -> Mapping[TableId, Difference]:
         """Compare every live table with its source, both ways; nothing may write to either meanwhile."""
         differences = {}
-        self._destination.startup()
+        self._destination.startup(self.name)
         try:
             with self._watching:
                 schemas = {table: version.schema_ for table, version in self._store.schemas().items()}
@@ -288,6 +331,7 @@ class Pipeline:
                 store=self._own_store(),
                 settings=self.config.replication,
                 reporter=reporter,
+                name=self.name,
             )
             try:
                 return replicator.__enter__()
@@ -338,7 +382,7 @@ class Pipeline:
     def _check_destination(self) -> CheckResult:
         try:
             destination = self._destination
-            destination.startup()
+            destination.startup(self.name)
             try:
                 tables = len(destination.positions())
             finally:
@@ -347,6 +391,15 @@ class Pipeline:
             return CheckResult("destination", passed=False, detail=error.message, todo=error.hint)
         detail = f"{self.config.destination.type}, {tables} tables replicated"
         return CheckResult("destination", passed=True, detail=detail, todo="")
+
+
+_OUT = (TableState.QUARANTINED, TableState.REMOVED)
+
+
+def _may_begin_again(error: Exception) -> bool:
+    """Cut connections take the fence along; what it protected is looked at afresh when the pipeline begins again."""
+    kinds = (ErrorKind.PIPELINE_BUSY, ErrorKind.SOURCE_UNAVAILABLE, ErrorKind.SLOT_BUSY)
+    return isinstance(error, EtlError) and error.kind in kinds
 
 
 def _waiting(records: Mapping[TableId, TableRecord]) -> tuple[TableId, ...]:

@@ -57,7 +57,11 @@ def run_sync(config: Path, *, wait_seconds: float, as_json: bool, debug: bool) -
 
 def run_follow(config: Path, *, wait_seconds: float, as_json: bool, debug: bool) -> int:
     """Replicate until a signal comes; a follow that drained has done what it was asked to, so it ends with 0."""
-    outcome = _run(config, wait_seconds, debug, lambda replicator, stop: replicator.follow(stop=stop))
+    outcome = Outcome()
+    pipeline = Pipeline.load(config)
+    with stop_on_signals() as stop, watching(debug=debug) as reporter:
+        both = FanOut([reporter, outcome.summary])
+        outcome.records = pipeline.follow(stop, both, wait_seconds=wait_seconds)
     outcome.show(as_json=as_json)
     return outcome.exit_code()
 

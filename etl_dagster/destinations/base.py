@@ -95,19 +95,25 @@ class Destination(ABC):
 
     capabilities: Capabilities
 
-    def startup(self) -> None:
-        """Open, create what the destination needs for itself, and reconcile what a crash left behind."""
+    def startup(self, owner: str = "") -> None:
+        """Open, create what the destination needs for itself, and reconcile what a crash left behind.
+
+        Args:
+            owner: The pipeline for which it is opened. A table belongs to the pipeline that copied it first: the others
+                neither see it in `positions` and `copies` nor begin a copy of it, which raises `TableError`. So does a
+                table of the same name that no pipeline made.
+        """
 
     def shutdown(self) -> None:
         """Release everything; safe to call twice. The destination can be started again afterwards."""
 
     @abstractmethod
     def positions(self) -> Mapping[TableId, Lsn]:
-        """Watermark of each live table that exists here."""
+        """Watermark of each live table of the owner that exists here."""
 
     @abstractmethod
     def copies(self) -> Mapping[str, Lsn]:
-        """Watermark of the change log of each copy, by copy id, that has begun and not finished here."""
+        """Watermark of the change log of each copy of the owner, by copy id, that has begun and not finished here."""
 
     @abstractmethod
     def truncate_table(self, target: TableSchema | CopyTarget) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass
 
@@ -22,6 +23,14 @@ SELECT slot_name, active_pid, confirmed_flush_lsn - '0/0'::pg_lsn, restart_lsn -
        coalesce({position} - restart_lsn, 0), plugin, database, database = current_database()
 FROM pg_replication_slots WHERE slot_name = %(name)s
 """
+
+# In every database: a slot begins where all transactions that write now have ended.
+_WRITING = """
+SELECT 'pid ' || pid || ' ' || application_name, xact_start FROM pg_stat_activity
+WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid() AND xact_start IS NOT NULL
+UNION ALL SELECT 'prepared transaction ' || gid, prepared FROM pg_prepared_xacts ORDER BY 2
+"""
+logger = logging.getLogger("etl_dagster")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +65,8 @@ def read_slot(connection: Connection, name: str) -> SlotStatus | None:
 
 
 def create_slot(connection: Connection, name: str) -> Lsn:
-    """Make the slot; waits for the transactions that run now. Returns where it starts."""
+    """Make the slot; waits for the transactions that run now, and says so. Returns where it starts."""
+    _tell_who_is_waited_for(connection, name)
     try:
         row = fetch_one(
             connection, "SELECT lsn - '0/0'::pg_lsn FROM pg_create_logical_replication_slot(%s, %s)", [name, PLUGIN]
@@ -68,6 +78,13 @@ def create_slot(connection: Connection, name: str) -> Lsn:
             hint=f"Choose another name under source.slot, or drop it: SELECT pg_drop_replication_slot('{name}')",
         ) from error
     return Lsn(row[0])
+
+
+def _tell_who_is_waited_for(connection: Connection, name: str) -> None:
+    running = connection.execute(_WRITING).fetchall()
+    if running:
+        who = ", ".join(f"{who} (since {since:%H:%M:%S})" for who, since in running)
+        logger.warning("Making the slot %s waits until transactions that are open now have ended: %s", name, who)
 
 
 def advance_slot(connection: Connection, name: str, position: Lsn) -> None:

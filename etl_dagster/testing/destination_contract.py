@@ -496,6 +496,22 @@ class TableContract(_Suite):
         with pytest.raises(TableError):
             destination.truncate_table(CopyTarget(table, "c1"))
 
+    def test_a_table_belongs_to_the_pipeline_that_copied_it_first(self, destination: Destination) -> None:
+        table, other = make_table("t"), make_table("u")
+        destination.startup("one")
+        copied(destination, table, [(1, "a", "A")])
+        destination.startup("two")
+        assert destination.positions() == {}
+        with pytest.raises(TableError, match="one"):
+            destination.truncate_table(CopyTarget(table, "c9"))
+        copied(destination, other, [(2, "b", "B")], copy_id="c8")
+        assert set(destination.positions()) == {other.id}
+        destination.startup("one")
+        assert set(destination.positions()) == {table.id}
+        destination.drop_table(table.id)
+        destination.startup("two")
+        copied(destination, table, [(3, "c", "C")], copy_id="c7")
+
     def test_a_table_without_key_is_refused(self, destination: Destination) -> None:
         with pytest.raises(TableError):
             destination.truncate_table(CopyTarget(make_table(key=()), "c1"))

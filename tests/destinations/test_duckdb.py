@@ -158,4 +158,22 @@ def test_nothing_is_left_of_a_finished_copy(destination: DuckDbDestination, path
     destination.shutdown()
     with duckdb.connect(path) as other:
         names = other.execute("SELECT schema_name || '.' || table_name FROM duckdb_tables() ORDER BY 1").fetchall()
-    assert [name for (name,) in names] == ["_etl.chunks", "_etl.copies", "_etl.watermarks", "shop.orders"]
+    assert [name for (name,) in names] == [
+        "_etl.chunks",
+        "_etl.copies",
+        "_etl.owners",
+        "_etl.watermarks",
+        "shop.orders",
+    ]
+
+
+def test_a_table_that_no_pipeline_made_is_left_alone(destination: DuckDbDestination, path: str) -> None:
+    destination.shutdown()
+    with duckdb.connect(path) as other:
+        other.execute("CREATE SCHEMA shop; CREATE TABLE shop.orders AS SELECT 42 AS mine")
+    destination.startup()
+    with pytest.raises(TableError, match="no pipeline made"):
+        destination.truncate_table(CopyTarget(make_table(), "c1"))
+    destination.shutdown()
+    with duckdb.connect(path) as other:
+        assert other.execute("SELECT mine FROM shop.orders").fetchall() == [(42,)]

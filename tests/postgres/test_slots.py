@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import threading
+
 import pytest
 
 from etl_dagster.errors import ErrorKind, SlotError
@@ -107,3 +110,23 @@ def test_the_server_is_identified(connect: Connect, source: PostgresSource) -> N
     assert identity.version == connect().info.server_version
     assert identity.system_id.isdigit()
     assert identity.in_recovery is False
+
+
+def test_making_a_slot_says_which_transactions_it_waits_for(connect: Connect, source: PostgresSource) -> None:
+    writer = connect(autocommit=False, application_name="night job")
+    writer.execute("create table t (id int)")
+    told = threading.Event()
+
+    class EndsTheWriter(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            assert "night job" in record.getMessage()
+            writer.rollback()
+            told.set()
+
+    logger, handler = logging.getLogger("etl_dagster"), EndsTheWriter()
+    logger.addHandler(handler)
+    try:
+        source.create_slot()
+    finally:
+        logger.removeHandler(handler)
+    assert told.is_set()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psycopg
@@ -10,6 +12,7 @@ import pytest
 
 from etl_dagster.errors import EtlError, SlotError
 from etl_dagster.model import TableId
+from etl_dagster.replication import RunSummary
 from etl_dagster.store.base import TableState
 from etl_dagster.testing.server import PostgresServer
 from tests.replication.conftest import Scenario
@@ -311,3 +314,31 @@ def test_sessions_that_are_ended_at_the_source_are_replaced(scenario) -> None:
         and pid <> pg_backend_pid() and pid not in (select pid from pg_locks where locktype = 'advisory')"""
     _bounded_sync(scenario, StepByStep(scenario, end, "update t set v = 'x' where id < 100", end, end))
     scenario.assert_equal("t")
+
+
+def test_follow_begins_again_when_its_connections_are_cut(scenario, connect) -> None:
+    scenario.execute("create table t (id int primary key)", "insert into t values (1)")
+    stop = threading.Event()
+    summary = RunSummary()
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(scenario.pipeline.follow, stop, summary)
+        _wait_for(lambda: summary.tables or following.done())
+        scenario.execute(
+            "select pg_terminate_backend(pid, 5000) from pg_stat_activity"
+            " where application_name like 'etl-dagster%' and datname = current_database()",
+            "insert into t values (2)",
+        )
+        before = summary.changes
+        _wait_for(lambda: summary.changes > before or following.done())
+        stop.set()
+        records = following.result(timeout=60)
+    assert [record.state for record in records.values()] == [TableState.READY]
+    scenario.assert_equal("t")
+
+
+def _wait_for(condition) -> None:
+    for _ in range(3000):
+        if condition():
+            return
+        time.sleep(0.02)
+    raise AssertionError("it did not happen within a minute")

@@ -62,8 +62,10 @@ class DuckDbDestination(Destination):
         self.config = config
         self._client: Client | None = None
         self._main: Session | None = None
+        self._owner = ""
 
-    def startup(self) -> None:
+    def startup(self, owner: str = "") -> None:
+        self._owner = owner
         if self._client is not None:
             return
         self._client = connect(self.config)
@@ -79,23 +81,27 @@ class DuckDbDestination(Destination):
 
     def positions(self) -> Mapping[TableId, Lsn]:
         with translated("read the watermarks"):
-            return Ledger(self._session).watermarks()
+            ledger = Ledger(self._session)
+            strangers = ledger.strangers(self._owner)
+            return {table: lsn for table, lsn in ledger.watermarks().items() if table not in strangers}
 
     def copies(self) -> Mapping[str, Lsn]:
         with translated("read the copies"):
-            known = Ledger(self._session).copies()
-        return {copy_id: each.lsn for copy_id, each in known.items() if each.finished_rows is None}
+            ledger = Ledger(self._session)
+            strangers = ledger.strangers(self._owner)
+            known = [each for each in ledger.copies().values() if each.table not in strangers]
+        return {each.copy_id: each.lsn for each in known if each.finished_rows is None}
 
     def truncate_table(self, target: TableSchema | CopyTarget) -> None:
         table = target.table if isinstance(target, CopyTarget) else target
         with translated("truncate a table", str(table.id)), self._session.transaction():
             ledger = Ledger(self._session)
             if isinstance(target, CopyTarget):
-                ledger.begin_copy(target)
+                ledger.begin_copy(target, self._owner)
             elif target.id in ledger.watermarks():
                 self._session.run(f"TRUNCATE {live_name(target.id)}")
             else:
-                ledger.create_live(target)
+                ledger.create_live(target, self._owner)
 
     def write_table_rows(self, target: CopyTarget, chunk: ChunkRows) -> int:
         opened, table = self._opened, str(target.table.id)
@@ -133,6 +139,7 @@ class DuckDbDestination(Destination):
             ledger.forget_copies(table)
             self._session.run(f"DROP TABLE IF EXISTS {live_name(table)}")
             ledger.forget_watermark(table)
+            ledger.disown(table)
 
     def row_count(self, table: TableId) -> int | None:
         with translated("count a table", str(table)):

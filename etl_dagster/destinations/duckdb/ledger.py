@@ -27,7 +27,10 @@ CREATE TABLE IF NOT EXISTS _etl.copies
     (copy_id VARCHAR, schema_name VARCHAR, table_name VARCHAR, lsn UBIGINT, truncated BOOLEAN, finished_rows BIGINT);
 CREATE TABLE IF NOT EXISTS _etl.chunks
     (copy_id VARCHAR, chunk_id VARCHAR, row_count BIGINT, seen_lsn UBIGINT, reread BOOLEAN);
+CREATE TABLE IF NOT EXISTS _etl.owners (schema_name VARCHAR, table_name VARCHAR, pipeline VARCHAR);
 """
+_OTHER_PIPELINE = "Give one of the pipelines another file, or publish the table in one of them only"
+_STRANGE_TABLE = "Rename or drop that table, or give the pipeline another file; then re-sync it"
 _OTHER_FILE = "Give the file another name, or leave the schema out"
 _CHANGE_TYPE = "ENUM (" + ", ".join(f"'{value}'" for value in ChangeType) + ")"
 
@@ -115,12 +118,32 @@ class Ledger:
     def copy(self, target: CopyTarget) -> CopyState:
         return require_copy(self.copies(), target)
 
-    def begin_copy(self, target: CopyTarget) -> None:
+    def owners(self) -> dict[TableId, str]:
+        """The pipeline that each table belongs to."""
+        found = self._session.rows("SELECT schema_name, table_name, pipeline FROM _etl.owners")
+        return {TableId(schema, name): pipeline for schema, name, pipeline in found}
+
+    def strangers(self, owner: str) -> set[TableId]:
+        """Tables that belong to other pipelines."""
+        return {table for table, pipeline in self.owners().items() if pipeline != owner}
+
+    def disown(self, table: TableId) -> None:
+        """Let any pipeline have the table."""
+        self._session.run(
+            "DELETE FROM _etl.owners WHERE schema_name = ? AND table_name = ?", [table.schema, table.name]
+        )
+
+    def _own(self, table: TableId, owner: str) -> None:
+        self.disown(table)
+        self._session.run("INSERT INTO _etl.owners VALUES (?, ?, ?)", [table.schema, table.name, owner])
+
+    def begin_copy(self, target: CopyTarget, owner: str) -> None:
         """Create the staging area and the change log of a copy, unless they exist; other copies of the table go."""
         table, copy_id = target.table, target.copy_id
         if copy_id in self.copies():
             return
-        self.require_admissible(table)
+        self.require_admissible(table, owner)
+        self._own(table.id, owner)
         self.forget_copies(table.id)
         self._session.run(f"CREATE SCHEMA IF NOT EXISTS {quoted(table.id.schema)}")
         self._create_table(staging_name(target), live_schema(table))
@@ -129,14 +152,15 @@ class Ledger:
         sql = "INSERT INTO _etl.copies VALUES (?, ?, ?, 0, false, NULL)"
         self._session.run(sql, [copy_id, table.id.schema, table.id.name])
 
-    def create_live(self, table: TableSchema) -> None:
+    def create_live(self, table: TableSchema, owner: str) -> None:
         """Create an empty live table."""
-        self.require_admissible(table)
+        self.require_admissible(table, owner)
+        self._own(table.id, owner)
         self._session.run(f"CREATE SCHEMA IF NOT EXISTS {quoted(table.id.schema)}")
         self._create_table(live_name(table.id), live_schema(table))
         self.set_watermark(table.id, Lsn(0))
 
-    def require_admissible(self, table: TableSchema) -> None:
+    def require_admissible(self, table: TableSchema, owner: str) -> None:
         """Raise `TableError` for a table that cannot be mirrored here."""
         require_mergeable(table)
         require_column_names(table, fold=fold_ascii)
@@ -147,6 +171,10 @@ class Ledger:
             raise _unusable(
                 table.id, f"DuckDB has a database called {table.id.schema}, as it calls a file by its name", _OTHER_FILE
             )
+        if table.id in self.strangers(owner):
+            raise _unusable(table.id, f"the pipeline {self.owners()[table.id]} replicates into it", _OTHER_PIPELINE)
+        if table.id not in known and _folded(table.id) in self.existing() - set(map(_folded, known)):
+            raise _unusable(table.id, "a table of this name is there that no pipeline made", _STRANGE_TABLE)
         for other in known - {table.id}:
             if _folded(other) == _folded(table.id):
                 raise _unusable(table.id, f"DuckDB ignores case and {other} is there already")

@@ -71,19 +71,35 @@ class MemoryDestination(Destination):
         self.config = config or MemoryConfig()
         self._live: dict[TableId, _Live] = {}
         self._copies: dict[str, _Copy] = {}
+        self._owners: dict[TableId, str] = {}
+        self._owner = ""
         self._lock = threading.RLock()
 
+    def startup(self, owner: str = "") -> None:
+        self._owner = owner
+
     def positions(self) -> Mapping[TableId, Lsn]:
-        return {table: live.watermark for table, live in self._live.items()}
+        return {table: live.watermark for table, live in self._live.items() if self._is_ours(table)}
 
     def copies(self) -> Mapping[str, Lsn]:
-        return {name: each.watermark for name, each in self._copies.items() if each.finished_rows is None}
+        running = {name: each for name, each in self._copies.items() if each.finished_rows is None}
+        return {name: each.watermark for name, each in running.items() if self._is_ours(each.table)}
+
+    def _is_ours(self, table: TableId) -> bool:
+        return self._owners.get(table, self._owner) == self._owner
 
     def truncate_table(self, target: TableSchema | CopyTarget) -> None:
         table = target.table if isinstance(target, CopyTarget) else target
         require_mergeable(table)
         require_column_names(table)
+        if not self._is_ours(table.id):
+            raise TableError(
+                f"{table.id} cannot be mirrored: the pipeline {self._owners[table.id]} replicates into it",
+                hint="Give one of the pipelines another destination",
+                table=str(table.id),
+            )
         with self._lock:
+            self._owners[table.id] = self._owner
             if isinstance(target, CopyTarget):
                 self._begin_copy(target)
             else:
@@ -127,6 +143,7 @@ class MemoryDestination(Destination):
     def drop_table(self, table: TableId) -> None:
         with self._lock:
             self._live.pop(table, None)
+            self._owners.pop(table, None)
             self._forget_copies(table)
 
     def row_count(self, table: TableId) -> int | None:
