@@ -257,7 +257,7 @@ class Pipeline:
                 behind = bool(lag_bytes) and self._has_changes(record.position, current)
                 lag_seconds = _age(record.newest_commit or record.updated_at) if behind else 0.0
             return PipelineStatus(
-                name=self.name,
+                owner=self._owner,
                 slot=self.config.source.slot.name,
                 current=current,
                 position=position,
@@ -303,7 +303,7 @@ class Pipeline:
     def compare(self) -> Mapping[TableId, Difference]:
         """Compare every live table with its source, both ways; nothing may write to either meanwhile."""
         differences = {}
-        self._destination.startup(self.name)
+        self._destination.startup(self._owner)
         try:
             with self._watching:
                 schemas = {table: version.schema_ for table, version in self._store.schemas().items()}
@@ -331,7 +331,7 @@ class Pipeline:
                 store=self._own_store(),
                 settings=self.config.replication,
                 reporter=reporter,
-                name=self.name,
+                owner=self._owner,
             )
             try:
                 return replicator.__enter__()
@@ -343,6 +343,11 @@ class Pipeline:
     def _own_store(self) -> Store:
         """A store that a replicator may close; state in memory has only the one."""
         return self._store if self.config.store.type == "memory" else open_store(self.config.store, self.name)
+
+    @property
+    def _owner(self) -> str:
+        """What the destination knows the pipeline by; the slot tells apart namesakes that read other databases."""
+        return f"{self.name} (slot {self.config.source.slot.name})"
 
     @cached_property
     def _watch(self) -> PostgresSource:
@@ -382,7 +387,7 @@ class Pipeline:
     def _check_destination(self) -> CheckResult:
         try:
             destination = self._destination
-            destination.startup(self.name)
+            destination.startup(self._owner)
             try:
                 tables = len(destination.positions())
             finally:

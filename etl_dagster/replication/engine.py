@@ -62,9 +62,9 @@ class Replicator:
         store: Store,
         settings: ReplicationSettings | None = None,
         reporter: Reporter | None = None,
-        name: str = "",
+        owner: str = "",
     ) -> None:
-        self._name = name
+        self._owner = owner
         self._source = source
         self._destination = destination
         self._store = store
@@ -89,7 +89,7 @@ class Replicator:
             self._store.open()
             stack.callback(self._store.close)
             self._source.prepare_publication()
-            self._destination.startup(self._name)
+            self._destination.startup(self._owner)
             stack.callback(self._destination.shutdown)
             self._tables = Tables(self._store, self._reporter)
             self._slot = self._agree_on_slot()

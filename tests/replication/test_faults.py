@@ -342,3 +342,24 @@ def _wait_for(condition) -> None:
             return
         time.sleep(0.02)
     raise AssertionError("it did not happen within a minute")
+
+
+def test_two_pipelines_do_not_write_the_same_table_of_one_destination(scenario, tmp_path, pg_server, connect) -> None:
+    scenario.execute("create table t (id int primary key)", "insert into t values (1)")
+    scenario.sync()
+    other = Scenario(scenario.dsn, tmp_path / "other", scenario.source)
+    other.folder.mkdir()
+    other.use(
+        source={
+            "connection": {"dsn": scenario.dsn},
+            "publication": {"name": "pub_other", "schemas": ["public"]},
+            "slot": {"name": f"{scenario.pipeline.config.source.slot.name[:50]}_other"},
+        },
+        destination={"type": "duckdb", "path": str(scenario.folder / "warehouse.duckdb")},
+    )
+    [record] = other.sync().quarantined.values()
+    other.pipeline.close()
+    assert "test" in record.reason
+    scenario.execute("insert into t values (2)")
+    scenario.sync()
+    scenario.assert_equal("t")
