@@ -257,7 +257,7 @@ class Pipeline:
                 behind = bool(lag_bytes) and self._has_changes(record.position, current)
                 lag_seconds = _age(record.newest_commit or record.updated_at) if behind else 0.0
             return PipelineStatus(
-                owner=self._owner,
+                name=self.name,
                 slot=self.config.source.slot.name,
                 current=current,
                 position=position,

@@ -20,17 +20,18 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from etl_dagster.destinations.base import Destination
-from etl_dagster.errors import EtlError, SlotError, StateError
+from etl_dagster.errors import EtlError
 from etl_dagster.model import CopyTarget, EventBatch, Lsn, TableEvents, TableId, TableSchema
+from etl_dagster.replication.agreement import agree_on_slot, agree_with_destination
 from etl_dagster.replication.copying import Copier, CopyJob, RelationRewritten
 from etl_dagster.replication.policy import Action, action_for
-from etl_dagster.replication.ports import SlotStatus, Source, Window
+from etl_dagster.replication.ports import Source, Window
 from etl_dagster.replication.report import BatchReport, LogReporter, Reporter
 from etl_dagster.replication.stream import WindowSizer, passed, pieces
 from etl_dagster.replication.tables import COPYING_STATES, Tables, difference
 from etl_dagster.retry import Retrier
 from etl_dagster.settings import ReplicationSettings
-from etl_dagster.store.base import SlotRecord, Store, TableRecord, TableState
+from etl_dagster.store.base import Store, TableRecord, TableState
 
 _UNKNOWN_LSN = Lsn(2**63)
 
@@ -48,6 +49,9 @@ class Replicator:
 
     Entering takes the pipeline's fence at the source, so that no second process works on it, and brings store, slot,
     publication and destination into agreement.
+
+    Args:
+        owner: What the destination knows the pipeline by.
 
     Raises:
         SourceError, DestinationError, StateError: on entering and from every call, once retries are used up or when
@@ -92,8 +96,8 @@ class Replicator:
             self._destination.startup(self._owner)
             stack.callback(self._destination.shutdown)
             self._tables = Tables(self._store, self._reporter)
-            self._slot = self._agree_on_slot()
-            self._agree_with_destination()
+            self._slot = agree_on_slot(self._source, self._store, self._tables, self._reporter)
+            agree_with_destination(self._destination, self._tables, self._slot)
             self._copier = Copier(
                 self._source, self._destination, self._store, self._settings, self._reporter, self._woken.set
             )
@@ -354,71 +358,7 @@ class Replicator:
         self._tables.move(record.table, TableState.READY, rows=result.rows)
         return True
 
-    # -- agreement between source, store and destination --------------------------------------------------------------
-
-    def _agree_on_slot(self) -> SlotRecord:
-        identity = self._source.identify()
-        record, status = self._store.slot(), self._source.slot()
-        if record is not None and record.system_id != identity.system_id:
-            raise StateError(
-                f"The state of this pipeline belongs to another database cluster (system identifier "
-                f"{record.system_id}, this one is {identity.system_id})",
-                hint="Give the pipeline a new name, or remove its state, to copy everything from this cluster",
-            )
-        reason = _gap(record, status)
-        if record is not None and reason is None:
-            return record
-        return self._begin_slot(identity.system_id, record, status, reason)
-
-    def _begin_slot(
-        self, system_id: str, record: SlotRecord | None, status: SlotStatus | None, reason: str | None
-    ) -> SlotRecord:
-        """Start from a slot whose changes since the last position are lost, or that is new to us.
-
-        Marks the tables before it touches the slot, so that a kill between the two cannot hide the gap.
-        """
-        reason = reason or "the pipeline's state is new and knows nothing of what was copied before"
-        for table in self._tables.in_state(TableState.INIT, TableState.READY, *COPYING_STATES):
-            self._tables.recopy(table.table, reason, live=False, hint="The copy starts by itself")
-        if record is not None:
-            self._reporter.notice(f"All tables are copied afresh: {reason}")
-        if status is not None and status.lost:
-            self._source.drop_slot()
-            status = None
-        position = status.confirmed if status is not None else self._source.create_slot()
-        name = status.name if status is not None else self._slot_name()
-        slot = SlotRecord(name=name, system_id=system_id, created_at=position, position=position)
-        self._store.save_slot(slot)
-        return slot
-
-    def _slot_name(self) -> str:
-        status = self._source.slot()
-        if status is None:
-            raise SlotError("The replication slot vanished right after it was created", hint="Run the command again")
-        return status.name
-
-    def _agree_with_destination(self) -> None:
-        """Copy afresh what the destination has lost, or has only in a state older than what was written."""
-        positions, copies = self._destination.positions(), self._destination.copies()
-        for record in list(self._tables.records.values()):
-            table = record.table
-            if record.state in COPYING_STATES and record.copy_id not in copies and not self._finished(record):
-                self._tables.recopy(table, "the destination does not know its copy any more", live=record.live)
-            live = self._tables.records[table].live
-            if live and (table not in positions or positions[table] < self._slot.written):
-                lost = "is missing" if table not in positions else "is older than what was written to it"
-                self._tables.recopy(table, f"its table at the destination {lost}", live=False)
-
-    def _finished(self, record: TableRecord) -> bool:
-        """Whether the destination swapped a copy in just before the process died that was to record it."""
-        if record.state is not TableState.COPIED:
-            return False
-        try:
-            result = self._destination.finish_copy(self._tables.copy_target(record), self.position)
-        except EtlError:
-            return False
-        self._tables.move(record.table, TableState.READY, rows=result.rows)
-        return True
+    # -- the publication ----------------------------------------------------------------------------------------------
 
     def _refresh(self) -> None:
         """Follow the publication: tables that joined, left, or were made anew."""
@@ -470,22 +410,6 @@ class _ReadClock:
 
 def _worth_retrying(error: Exception) -> bool:
     return isinstance(error, EtlError) and action_for(error) is Action.RETRY
-
-
-def _gap(record: SlotRecord | None, status: SlotStatus | None) -> str | None:
-    """Why the stream cannot go on where it stopped; None when it can."""
-    if record is None:
-        return None if status is None else f"the slot {status.name} existed before this pipeline's state"
-    if status is None:
-        return f"the replication slot {record.name} is gone, and with it the changes since {record.position}"
-    if status.lost:
-        return f"the server has removed WAL that the slot {record.name} needed (max_slot_wal_keep_size)"
-    if status.confirmed > record.position:
-        return (
-            f"the replication slot {record.name} was moved or made anew by somebody else: it stands at "
-            f"{status.confirmed}, the destination has everything up to {record.position} only"
-        )
-    return None
 
 
 def _holds_rows(record: TableRecord) -> bool:

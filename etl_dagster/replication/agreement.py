@@ -1,0 +1,92 @@
+"""Agreement between source, store and destination when a process begins: what cannot go on is copied afresh, loudly."""
+
+from __future__ import annotations
+
+from etl_dagster.destinations.base import Destination
+from etl_dagster.errors import EtlError, SlotError, StateError
+from etl_dagster.model import Lsn
+from etl_dagster.replication.ports import SlotStatus, Source
+from etl_dagster.replication.report import Reporter
+from etl_dagster.replication.tables import COPYING_STATES, Tables
+from etl_dagster.store.base import SlotRecord, Store, TableRecord, TableState
+
+
+def agree_on_slot(source: Source, store: Store, tables: Tables, reporter: Reporter) -> SlotRecord:
+    """The slot to go on from; made when there is none.
+
+    Raises:
+        StateError: The store's state belongs to another database cluster.
+    """
+    identity = source.identify()
+    record, status = store.slot(), source.slot()
+    if record is not None and record.system_id != identity.system_id:
+        raise StateError(
+            f"The state of this pipeline belongs to another database cluster (system identifier "
+            f"{record.system_id}, this one is {identity.system_id})",
+            hint="Give the pipeline a new name, or remove its state, to copy everything from this cluster",
+        )
+    reason = _gap(record, status)
+    if record is not None and reason is None:
+        return record
+    # The tables are marked before the slot is touched, so that a kill between the two cannot hide the gap.
+    reason = reason or "the pipeline's state is new and knows nothing of what was copied before"
+    for table in tables.in_state(TableState.INIT, TableState.READY, *COPYING_STATES):
+        tables.recopy(table.table, reason, live=False, hint="The copy starts by itself")
+    if record is not None:
+        reporter.notice(f"All tables are copied afresh: {reason}")
+    slot = _usable_slot(source, status, identity.system_id)
+    store.save_slot(slot)
+    return slot
+
+
+def agree_with_destination(destination: Destination, tables: Tables, slot: SlotRecord) -> None:
+    """Copy afresh what the destination has lost, or has only in a state older than what was written."""
+    positions, copies = destination.positions(), destination.copies()
+    for record in list(tables.records.values()):
+        table = record.table
+        begun = record.state in COPYING_STATES
+        if begun and record.copy_id not in copies and not _finished(destination, tables, record, slot.position):
+            tables.recopy(table, "the destination does not know its copy any more", live=record.live)
+        live = tables.records[table].live
+        if live and (table not in positions or positions[table] < slot.written):
+            lost = "is missing" if table not in positions else "is older than what was written to it"
+            tables.recopy(table, f"its table at the destination {lost}", live=False)
+
+
+def _usable_slot(source: Source, status: SlotStatus | None, system_id: str) -> SlotRecord:
+    if status is not None and status.lost:
+        source.drop_slot()
+        status = None
+    position = status.confirmed if status is not None else source.create_slot()
+    found = status or source.slot()
+    if found is None:
+        raise SlotError("The replication slot vanished right after it was created", hint="Run the command again")
+    return SlotRecord(name=found.name, system_id=system_id, created_at=position, position=position)
+
+
+def _finished(destination: Destination, tables: Tables, record: TableRecord, position: Lsn) -> bool:
+    """Whether the destination swapped a copy in just before the process died that was to record it."""
+    if record.state is not TableState.COPIED:
+        return False
+    try:
+        result = destination.finish_copy(tables.copy_target(record), position)
+    except EtlError:
+        return False
+    tables.move(record.table, TableState.READY, rows=result.rows)
+    return True
+
+
+def _gap(record: SlotRecord | None, status: SlotStatus | None) -> str | None:
+    """Why the stream cannot go on where it stopped; None when it can."""
+    if record is None:
+        return None if status is None else f"the slot {status.name} existed before this pipeline's state"
+    if status is None:
+        return f"the replication slot {record.name} is gone, and with it the changes since {record.position}"
+    if status.lost:
+        return f"the server has removed WAL that the slot {record.name} needed (max_slot_wal_keep_size)"
+    if status.confirmed > record.position:
+        return (
+            f"the replication slot {record.name} was moved or made anew by somebody else: it stands at "
+            f"{status.confirmed}, the destination has everything up to {record.position} only"
+        )
+    return None
