@@ -10,6 +10,7 @@ from etl_dagster.orchestration.resources import (
     PostgresSourceResource,
     StoreResource,
 )
+from etl_dagster.orchestration.resync_schedule import build_resync_schedule
 from etl_dagster.orchestration.retention import RetentionPolicy
 from etl_dagster.orchestration.sensors import SensorSettings
 from etl_dagster.orchestration.translator import ReplicationTranslator
@@ -26,4 +27,5 @@ __all__ = [
     "SensorSettings",
     "StoreResource",
     "build_replication_defs",
+    "build_resync_schedule",
 ]

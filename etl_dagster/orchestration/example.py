@@ -13,6 +13,7 @@ from etl_dagster.orchestration.definitions import build_replication_defs
 from etl_dagster.orchestration.from_environment import CONFIG_VARIABLE
 from etl_dagster.orchestration.parts import PipelineParts
 from etl_dagster.orchestration.resources import DuckDBDestinationResource, PostgresSourceResource, StoreResource
+from etl_dagster.orchestration.resync_schedule import build_resync_schedule
 from etl_dagster.orchestration.sensors import SensorSettings
 
 SCHEMA = "shop"
@@ -34,9 +35,11 @@ def defs() -> dg.Definitions:
     """The pipeline of the environment, or the example."""
     if path := os.environ.get(CONFIG_VARIABLE):
         return build_replication_defs(Path(path))
-    return build_replication_defs(
+    replication = build_replication_defs(
         EXAMPLE,
         tables=[f"{SCHEMA}.{table}" for table in TABLES],
         sensor=SensorSettings(running=False),
         schedules_running=False,
     )
+    nightly = build_resync_schedule(EXAMPLE.name, [f"{SCHEMA}.stock"], "30 3 * * *", running=False)
+    return dg.Definitions.merge(replication, dg.Definitions(schedules=[nightly]))

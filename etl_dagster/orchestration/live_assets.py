@@ -89,7 +89,7 @@ class MicroBatch:
                 if replicator is None and by_hand:
                     context.log.info("Another process runs this pipeline, and has caught up with the source")
                 elif replicator is None:
-                    context.instance.add_run_tags(context.run_id, {HELD_TAG: "true"})
+                    context.instance.add_run_tags(context.run_id, {HELD_TAG: context.run_id})
                     context.log.warning("Another process runs this pipeline, and does what is to do")
                 elif begun := replicator.begin_copies():
                     context.log.info("copies begin: %s", ", ".join(map(str, begun)))

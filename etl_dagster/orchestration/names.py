@@ -6,7 +6,8 @@ from dataclasses import dataclass
 # Run tags. Every run that holds the pipeline carries the first: at most one of them is active at a time.
 PIPELINE_TAG = "etl/pipeline"
 UNTIL_TAG = "etl/until"
-# On a run that found the pipeline in the hands of another process, and so had nothing to do.
+# On a run that found the pipeline in the hands of another process, and so had nothing to do. The value of this tag and
+# of the next is the run's id: a re-execution gets all tags of the run before it.
 HELD_TAG = "etl/held_elsewhere"
 # On a run that is about to end and still works until its successor is there.
 ENDING_TAG = "etl/ending"

@@ -84,6 +84,11 @@ class ReplicationSession:
         self._replicator = self._stack.enter_context(self.pipeline.replicator(reporter, wait_seconds=wait_seconds))
         return self._replicator
 
+    @property
+    def opened(self) -> Replicator | None:
+        """The run's replicator, if it has one by now."""
+        return self._replicator
+
     def schemas(self) -> Mapping[TableId, TableSchema]:
         """Schemas in use."""
         return self.pipeline.tables() if self._replicator is None else self._replicator.schemas

@@ -53,7 +53,7 @@ def reason_to_wait(
 
 def hand_over(context: dg.OpExecutionContext, pipeline: str, replicator: Replicator, summary: RunSummary) -> None:
     """Have a successor started, and go on with the stream until it is there, or nothing comes any more."""
-    context.instance.add_run_tags(context.run_id, {ENDING_TAG: "true"})
+    context.instance.add_run_tags(context.run_id, {ENDING_TAG: context.run_id})
     now, seen = monotonic(), summary.changes
     deadline, quiet = now + HANDOVER_SECONDS, now + _QUIET_SECONDS
     while now < min(deadline, quiet) and not _has_successor(context.instance, pipeline, context.run_id):
@@ -77,7 +77,7 @@ def _runs(pipeline: str, statuses: Sequence[dg.DagsterRunStatus]) -> dg.RunsFilt
 
 
 def _hands_over(run: dg.DagsterRun) -> bool:
-    return run.status is dg.DagsterRunStatus.STARTED and ENDING_TAG in run.tags
+    return run.status is dg.DagsterRunStatus.STARTED and run.tags.get(ENDING_TAG) == run.run_id
 
 
 def _may_be_dead(record: dg.RunRecord, now: datetime) -> bool:
@@ -107,4 +107,4 @@ def _reason_to_pause(instance: dg.DagsterInstance, pipeline: str, now: datetime)
 
 
 def _was_in_vain(run: dg.DagsterRun) -> bool:
-    return run.status is dg.DagsterRunStatus.FAILURE or HELD_TAG in run.tags
+    return run.status is dg.DagsterRunStatus.FAILURE or run.tags.get(HELD_TAG) == run.run_id

@@ -69,7 +69,7 @@ def _report_bystanders(
     context: dg.AssetExecutionContext, session: ReplicationSession, translator: ReplicationTranslator
 ) -> None:
     """The live tables were brought up to date on the way."""
-    if (replicator := session.replicator()) is None:
+    if (replicator := session.opened) is None:
         return
     report = RunReport(translator, session, replicator)
     for table in report.changed():

@@ -5,6 +5,7 @@ import threading
 import dagster as dg
 
 from etl_dagster.model import TableId
+from etl_dagster.orchestration import build_resync_schedule
 from etl_dagster.orchestration.definitions import build_sync_assets
 from etl_dagster.orchestration.names import PIPELINE_TAG
 from etl_dagster.orchestration.parts import PipelineParts
@@ -97,6 +98,19 @@ def test_the_job_over_all_tables_runs_for_the_one_partition(project: Project) ->
     project.micro_batch()
     assert project.run("test__resync_all", partition_key="all").success
     assert len(project.copies(ORDERS)) == len(project.copies(ITEMS)) == 2
+
+
+def test_a_schedule_copies_the_tables_it_names(project: Project) -> None:
+    project.micro_batch()
+    schedule = build_resync_schedule("test", ["shop.orders"], "30 3 * * *")
+    defs = dg.Definitions.merge(project.defs, dg.Definitions(schedules=[schedule]))
+    with dg.build_schedule_context(project.instance, repository_def=defs.get_repository_def()) as context:
+        [request] = schedule.evaluate_tick(context).run_requests or ()
+    assert project.run(
+        "test__resync_all", partition_key=request.partition_key, asset_selection=request.asset_selection
+    ).success
+    assert len(project.copies(ORDERS)) == 2
+    assert len(project.copies(ITEMS)) == 1
 
 
 def damage(project: Project, statement: str) -> None:

@@ -120,6 +120,7 @@ def test_the_ui_shows_lineage_jobs_sensor_schedules_and_resources(ask: Any) -> N
     assert {schedule["name"] for schedule in repository["schedules"]} == {
         "example__retention_schedule",
         "example__health_schedule",
+        "example__resync_all_schedule",
     }
     assert "example__source" in {resource["name"] for resource in repository["allTopLevelResourceDetails"]}
 
