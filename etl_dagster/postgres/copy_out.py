@@ -31,6 +31,7 @@ from etl_dagster.postgres.sessions import Connection, abandon
 BLOCK_BYTES = 2 * 1024 * 1024
 # Server, reader and decoder overlap as soon as one block waits; more only costs memory.
 BLOCKS_AHEAD = 2
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _READY_FOR_QUERY = b"Z\x00\x00\x00\x05"
 _POLL_MS = 1000
 
@@ -172,6 +173,8 @@ class CopyOut:
         with suppress(psycopg.Error):
             self._connection.cancel_safe(timeout=2.0)
         with suppress(OSError):
+            # A server that waits for room in our buffers would go on waiting for minutes after an orderly end.
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             self._socket.shutdown(socket.SHUT_RDWR)
         while self._thread.is_alive():
             with suppress(queue.Empty):
