@@ -6,11 +6,11 @@ import os
 import re
 import subprocess
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, LiteralString, TypeVar
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -81,9 +81,16 @@ def pg_server(new_server: NewServer) -> Iterator[PostgresServer | ExternalServer
 @pytest.fixture
 def database(pg_server: PostgresServer | ExternalServer) -> Iterator[str]:
     """Connection string of a fresh database; dropped afterwards with its slots and whoever is still connected."""
+    with fresh_database(pg_server) as dsn:
+        yield dsn
+
+
+@contextmanager
+def fresh_database(pg_server: PostgresServer | ExternalServer, options: LiteralString = "") -> Iterator[str]:
+    """The same for fixtures of another scope, with options for ``CREATE DATABASE``."""
     name = f"test_{uuid4().hex[:12]}"
     with psycopg.connect(pg_server.dsn, autocommit=True) as admin:
-        admin.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
+        admin.execute(sql.SQL("create database {} " + options).format(sql.Identifier(name)))
         try:
             yield pg_server.dsn_for(name)
         finally:

@@ -6,6 +6,7 @@ import pyarrow as pa
 
 from etl_dagster.arrow.arrays import split_elements
 from etl_dagster.arrow.fixed import validity
+from etl_dagster.arrow.parsing import parse, split_array_texts
 from etl_dagster.arrow.text import utf8_array
 from etl_dagster.arrow.types import arrow_type, element_type, has_binary_decoder, type_facts
 from etl_dagster.errors import InternalError
@@ -19,7 +20,7 @@ def decode_column(type_: PgType, fields: Fields, *, text: bool = False, column: 
     Args:
         type_: Its type; the result has the type `arrow_type` gives for it.
         fields: Its values in the server's binary format.
-        text: The values are the server's text instead. Only for types that are held as text.
+        text: The values are the server's text instead.
         column: Its name, for messages.
 
     Raises:
@@ -28,7 +29,7 @@ def decode_column(type_: PgType, fields: Fields, *, text: bool = False, column: 
     """
     target = arrow_type(type_)
     if text:
-        return _from_text(target, fields, type_, column)
+        return _from_text(type_, target, utf8_array(fields, column), column)
     if not has_binary_decoder(type_):
         raise InternalError(f"Column {column!r} of type {type_.name} has no binary decoder; fetch it as text")
     element = element_type(type_)
@@ -39,12 +40,13 @@ def decode_column(type_: PgType, fields: Fields, *, text: bool = False, column: 
     return facts.decode(fields, target, column)
 
 
-def _from_text(target: pa.DataType, fields: Fields, type_: PgType, column: str) -> pa.Array:
-    if target == pa.utf8():
-        return utf8_array(fields, column)
-    if isinstance(target, pa.JsonType):
-        return pa.ExtensionArray.from_storage(target, utf8_array(fields, column))
-    raise InternalError(f"Column {column!r} of type {type_.name} came as text, but is read in binary")
+def _from_text(type_: PgType, target: pa.DataType, texts: pa.Array, column: str) -> pa.Array:
+    element = element_type(type_) if has_binary_decoder(type_) else None
+    if element is None:
+        return parse(texts, target, column)
+    offsets, elements = split_array_texts(texts, column)
+    values = _from_text(element, target.value_type, elements, column)
+    return pa.ListArray.from_arrays(offsets, values, type=target)
 
 
 def _decode_list(element: PgType, target: pa.DataType, fields: Fields, column: str) -> pa.Array:

@@ -54,8 +54,9 @@ def decode_interval(fields: Fields, type_: pa.DataType, column: str) -> pa.Array
     absent = fields.lengths < 0
     micros[absent] = 0
     days_months[absent] = 0
+    longest = _INT64.max // 1000
     refuse(_infinite(micros, days_months), "infinite interval", column)
-    refuse(np.abs(micros) > _INT64.max // 1000, "interval with a time part beyond 292 years", column)
+    refuse((micros > longest) | (micros < -longest), "interval with a time part beyond 292 years", column)
     values = np.empty(len(fields), _MONTH_DAY_NANO)
     values["days"] = days_months >> 32
     values["months"] = days_months.astype(np.int32)

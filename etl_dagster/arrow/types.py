@@ -78,7 +78,9 @@ def type_facts(type_: PgType) -> TypeFacts | None:
         return None
     if (facts := TYPES.get(type_.oid)) is not None:
         return facts
-    return CITEXT if type_.name.rpartition(".")[2] == "citext" else None
+    # Only a type's own name says what it is: a domain may be called citext too, and stand for anything.
+    is_domain = type_.declared_oid not in (0, type_.oid)
+    return CITEXT if type_.name.rpartition(".")[2] == "citext" and not is_domain else None
 
 
 def element_type(type_: PgType) -> PgType | None:

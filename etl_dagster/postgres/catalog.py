@@ -155,7 +155,10 @@ def _query_tables(connection: Connection, publication: str) -> list[_Table]:
         filter="pg_get_expr(p.qual, p.relid)" if recent else "NULL::text",
         entries=_ENTRIES + _SCHEMA_ENTRIES if recent else _ENTRIES,
     )
-    return _rows(connection, query, {"publication": publication}, _Table)
+    found = _rows(connection, query, {"publication": publication}, _Table)
+    if not found:  # or is there no such publication? Then this is refused
+        connection.execute("SELECT FROM pg_get_publication_tables(%s)", [publication])
+    return found
 
 
 def _rows(connection: Connection, query: str, parameters: Mapping[str, object], row: Callable[..., _Row]) -> list[_Row]:

@@ -65,7 +65,7 @@ def _stage(connection: Connection, table: TableSchema, rows: Iterable[pa.RecordB
     names = sql.SQL(", ").join(sql.Identifier(column.name) for column in table.columns)
     connection.execute(
         sql.SQL("CREATE TEMP TABLE compared_rows ON COMMIT DROP AS SELECT {} FROM {} WHERE false").format(
-            names, sql.Identifier(*table.id)
+            sql.SQL(", ").join(map(_staged, table.columns)), sql.Identifier(*table.id)
         )
     )
     copy_in = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT csv)").format(_STAGED, names)
@@ -73,6 +73,12 @@ def _stage(connection: Connection, table: TableSchema, rows: Iterable[pa.RecordB
         for batch in rows:
             copy.write(_csv(batch, table))
     connection.execute(sql.SQL("ANALYZE {}").format(_STAGED))
+
+
+def _staged(column: Column) -> sql.Composable:
+    """A column of the same type, or of text where text is what we hold: not every type reads what it prints."""
+    name = sql.Identifier(column.name)
+    return name if has_binary_decoder(column.type) else sql.SQL("NULL::text AS {}").format(name)
 
 
 def _csv(batch: pa.RecordBatch, table: TableSchema) -> bytes:

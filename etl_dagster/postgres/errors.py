@@ -20,6 +20,10 @@ class Refusal(NamedTuple):
     hint: str
 
 
+class NoSuchFunctionError(SourceError):
+    """The server lacks a function; of a type, the one that gives its binary form."""
+
+
 _UNAVAILABLE = Refusal(SourceError, ErrorKind.SOURCE_UNAVAILABLE, "Check that the server runs and can be reached")
 _AGAIN = Refusal(SourceError, ErrorKind.SOURCE_UNAVAILABLE, "It is usually enough to try again")
 _HBA_HINT = "The server's pg_hba.conf may want TLS: set tls.mode to require or stricter; or it lacks a line for you"
@@ -59,6 +63,7 @@ BY_SQLSTATE: dict[str, Refusal] = {
     "40P01": _AGAIN,
     "42501": _PRIVILEGE,
     "42703": _TABLE_CHANGED,
+    "42883": Refusal(NoSuchFunctionError, ErrorKind.SOURCE_REFUSED, "Update the extension that it belongs to"),
     "42P01": _TABLE_CHANGED,
     "53300": Refusal(SourceError, ErrorKind.SOURCE_UNAVAILABLE, "Close connections, or raise max_connections"),
     "53400": _SLOTS_FULL,

@@ -54,6 +54,7 @@ class PostgresSource:
         self._sessions = Sessions(config.connection)
         self._through_libpq = through_libpq
         self._fence: Connection | None = None
+        self._wire = windows.Wire()
 
     def identify(self) -> SourceIdentity:
         with self._sessions.ordinary("cannot identify the server") as connection:
@@ -152,6 +153,7 @@ class PostgresSource:
             upto=upto,
             max_changes=max_changes,
             after=after,
+            wire=self._wire,
         )
 
     def has_changes(self, upto: Lsn) -> bool:

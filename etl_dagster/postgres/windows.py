@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain, islice
+from time import monotonic, sleep
 
 from psycopg import sql
 
@@ -23,8 +25,9 @@ from etl_dagster.pgoutput import StreamDecoder
 from etl_dagster.pgoutput.transactions import BEGIN, COMMIT
 from etl_dagster.pgwire import Frames
 from etl_dagster.postgres.chunks import StartCopy
+from etl_dagster.postgres.errors import NoSuchFunctionError
 from etl_dagster.postgres.sessions import Connection, fetch_one
-from etl_dagster.postgres.slots import moved, require_slot
+from etl_dagster.postgres.slots import busy, moved, read_slot, require_slot
 
 # `upto_nchanges` is an int4.
 _MOST_CHANGES = 2**31 - 1
@@ -39,6 +42,20 @@ _PEEK = sql.SQL("COPY (SELECT data FROM " + _CHANGES + ") TO STDOUT (FORMAT bina
 _PROBE = sql.SQL("SELECT EXISTS (SELECT FROM " + _CHANGES + " WHERE get_byte(data, 0) NOT IN ({begin}, {commit}))")
 # Older servers also send the begin and commit of transactions that hold nothing of the publication.
 _NOTHING_EMPTY_SINCE = 150000
+_RELEASE_POLL_SECONDS = 0.01
+_RELEASE_SECONDS = 10.0
+
+
+@dataclass(slots=True)
+class Wire:
+    """How a source's changes are read, learnt while reading.
+
+    Attributes:
+        text_only: Some type has a binary form, but not all of its parts do (an array of ``aclitem``, a composite with a
+            ``seg``). The server finds out in the middle of a window and gives that up, so all is read as text.
+    """
+
+    text_only: bool = False
 
 
 class Window:
@@ -49,6 +66,7 @@ class Window:
         start: Begins a COPY on such a session.
         names: Slot and publication.
         after: What has been read already; a slot that stands beyond it has lost changes.
+        wire: What earlier windows have learnt.
     """
 
     def __init__(
@@ -61,12 +79,14 @@ class Window:
         upto: Lsn,
         max_changes: int,
         after: Lsn | None = None,
+        wire: Wire | None = None,
     ) -> None:
         self._lend = lend
         self._start = start
         self._slot, self._publication = names
         self._upto = upto
         self._after = after
+        self._wire = wire or Wire()
         self._limit = min(max(1, max_changes), _MOST_CHANGES)
         self._decoder = StreamDecoder(schemas)
         # The binary form of some type is not ours to read, so its text is needed beside it.
@@ -88,9 +108,7 @@ class Window:
                 yield from self._pieces(stack, connection)
 
     def _pieces(self, stack: ExitStack, connection: Connection) -> Iterator[Sequence[TableEvents]]:
-        blocks = _ahead(stack.enter_context(self._start(connection)(self._peek(binary=True))))
-        pairs = self._with_texts(stack, blocks) if self._needs_text else ((frames, None) for frames in blocks)
-        for frames, texts in pairs:
+        for frames, texts in self._frames(stack, connection):
             self._messages += len(frames)
             self._bytes += int((frames.ends - frames.starts).sum())
             events = self._decoder.feed(frames, texts) if texts is not None else self._decoder.feed(frames)
@@ -99,7 +117,23 @@ class Window:
         if self._decoder.in_transaction:
             raise ProtocolError("A transaction without its commit", offset=self._bytes, need=1, have=0)
 
-    def _with_texts(self, stack: ExitStack, blocks: Iterator[Frames]) -> Iterator[tuple[Frames, Frames]]:
+    def _frames(self, stack: ExitStack, connection: Connection) -> Iterator[tuple[Frames, Frames | None]]:
+        if not self._wire.text_only:
+            pid = connection.info.backend_pid
+            try:
+                blocks = self._open(stack, connection, binary=True)
+            except NoSuchFunctionError:
+                self._wire.text_only = True
+                connection = stack.enter_context(self._lend())
+                _await_release(connection, self._slot, pid)
+            else:
+                return self._with_texts(stack, blocks) if self._needs_text else ((frames, None) for frames in blocks)
+        return ((frames, None) for frames in self._open(stack, connection, binary=False))
+
+    def _open(self, stack: ExitStack, connection: Connection, *, binary: bool) -> Iterator[Frames]:
+        return _ahead(stack.enter_context(self._start(connection)(self._peek(binary=binary))))
+
+    def _with_texts(self, stack: ExitStack, blocks: Iterator[Frames]) -> Iterator[tuple[Frames, Frames | None]]:
         # The server lets go of the slot before it sends the first row, so this second read finds it free.
         connection = stack.enter_context(self._lend())
         texts = stack.enter_context(self._start(connection)(self._peek(binary=False)))
@@ -149,13 +183,23 @@ class Window:
         )
 
 
+def _await_release(connection: Connection, name: str, pid: int) -> None:
+    """Wait until a backend that failed reading the slot has let go of it, which it does after telling its client."""
+    deadline = monotonic() + _RELEASE_SECONDS
+    while (status := read_slot(connection, name)) is not None and status.active_pid == pid:
+        if monotonic() > deadline:
+            raise busy(connection, name)
+        sleep(_RELEASE_POLL_SECONDS)
+
+
 def has_changes(connection: Connection, slot: str, publication: str, upto: Lsn) -> bool:
     """Whether a window up to there would hold a change; from PostgreSQL 15 on, stops at the first that does."""
     if upto <= require_slot(connection, slot).confirmed:
         return False
     names = {"slot": slot, "publication": _quoted_name(publication)}
+    # As text, because that is never refused.
     limit = 1 if connection.info.server_version >= _NOTHING_EMPTY_SINCE else _MOST_CHANGES
-    query = _PROBE.format(**names, upto=str(upto), limit=limit, binary="true", begin=BEGIN, commit=COMMIT)
+    query = _PROBE.format(**names, upto=str(upto), limit=limit, binary="false", begin=BEGIN, commit=COMMIT)
     row = connection.execute(query).fetchone()
     return row is not None and bool(row[0])
 
@@ -167,7 +211,7 @@ def _ahead(blocks: Iterable[Frames]) -> Iterator[Frames]:
     return chain(first, iterator)
 
 
-def _in_step(left: Iterator[Frames], right: Iterator[Frames]) -> Iterator[tuple[Frames, Frames]]:
+def _in_step(left: Iterator[Frames], right: Iterator[Frames]) -> Iterator[tuple[Frames, Frames | None]]:
     """Cut two streams of blocks at each other's ends, so that message k of one is message k of the other."""
     one, other = next(left, None), next(right, None)
     while one is not None and other is not None:

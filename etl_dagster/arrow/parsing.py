@@ -1,0 +1,184 @@
+"""Values from the server's text, for streams that cannot be had in binary.
+
+Slow beside the binary decoders, and as exact: the same Arrow values, the same refusals. The text is what a session with
+``DateStyle`` ISO, ``IntervalStyle`` postgres and time zone UTC prints.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from datetime import date
+from decimal import Decimal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from etl_dagster.arrow.fixed import refuse
+
+_EPOCH = date(1970, 1, 1).toordinal()
+_DAY_US = 86_400_000_000
+_INT64_MAX = 2**63 - 1
+_INT32_MAX = 2**31 - 1
+_MOMENT = re.compile(r"(\d+)-(\d\d)-(\d\d)(?: ([\d:.]+))?(?:\+00)?( BC)?")
+_UNIT = re.compile(r"([+-]?\d+) (year|mon|day)")
+_CLOCK = re.compile(r"([+-]?)(\d+):(\d\d):(\d\d)(?:\.(\d+))?$")
+_MONTHS = {"year": 12, "mon": 1, "day": 0}
+_ELEMENT = re.compile(r'"((?:[^"\\]|\\.)*)"|([^,{}"]+)', re.DOTALL)
+_ESCAPED = re.compile(r"\\(.)", re.DOTALL)
+_MONTH_DAY_NANO = np.dtype([("months", np.int32), ("days", np.int32), ("nanoseconds", np.int64)])
+
+Parser = Callable[[pa.Array, pa.DataType, str], pa.Array]
+
+
+def parse(texts: pa.Array, type_: pa.DataType, column: str) -> pa.Array:
+    """The values of an Arrow type that is no list.
+
+    Raises:
+        ValueUnrepresentable: Values that the Arrow type cannot hold.
+    """
+    parser = next((parser for applies, parser in _PARSERS if applies(type_)), _cast)
+    return parser(texts, type_, column)
+
+
+def split_array_texts(texts: pa.Array, column: str) -> tuple[pa.Array, pa.Array]:
+    """List offsets, null where the list is, and the text of all elements one after another."""
+    values = texts.to_pylist()
+    _refuse(["{{" in _bare(text) for text in values], "multi-dimensional array", column)
+    _refuse([text is not None and text[0] == "[" for text in values], "array that does not count from 1", column)
+    offsets: list[int | None] = []
+    elements: list[str | None] = []
+    for text in values:
+        offsets.append(None if text is None else len(elements))
+        elements += () if text is None else _elements(text)
+    return pa.array([*offsets, len(elements)], pa.int32()), pa.array(elements, pa.string())
+
+
+def _bare(text: str | None) -> str:
+    """An array's text up to its first element."""
+    return "" if text is None else text[text.find("{") :][:2]
+
+
+def _elements(text: str) -> list[str | None]:
+    return [
+        _ESCAPED.sub(r"\1", found[1]) if found[1] is not None else None if found[2] == "NULL" else found[2]
+        for found in _ELEMENT.finditer(text)
+    ]
+
+
+def _refuse(bad: list[bool], what: str, column: str) -> None:
+    refuse(np.array(bad, np.bool_), what, column)
+
+
+def _cast(texts: pa.Array, type_: pa.DataType, column: str) -> pa.Array:
+    return texts.cast(type_)
+
+
+def _bools(texts: pa.Array, type_: pa.DataType, column: str) -> pa.Array:
+    return pc.equal(texts, "t")
+
+
+def _json(texts: pa.Array, type_: pa.DataType, column: str) -> pa.Array:
+    return pa.ExtensionArray.from_storage(type_, texts)
+
+
+def _byteas(texts: pa.Array, type_: pa.DataType, column: str) -> pa.Array:
+    return pa.array([None if text is None else bytes.fromhex(text[2:]) for text in texts.to_pylist()], type_)
+
+
+def _uuids(texts: pa.Array, type_: pa.DataType, column: str) -> pa.Array:
+    found = [None if text is None else bytes.fromhex(text.replace("-", "")) for text in texts.to_pylist()]
+    return pa.ExtensionArray.from_storage(type_, pa.array(found, pa.binary(16)))
+
+
+def _decimals(texts: pa.Array, type_: pa.DataType, column: str) -> pa.Array:
+    values = texts.to_pylist()
+    _refuse([text is not None and text[-1] in "Ny" for text in values], "NaN or infinity in a numeric", column)
+    return pa.array([None if text is None else Decimal(text) for text in values], type_)
+
+
+def _dates(texts: pa.Array, type_: pa.DataType, column: str) -> pa.Array:
+    found = [None if text is None else _infinity(text, _INT32_MAX) or _moment(text)[0] for text in texts.to_pylist()]
+    return pa.array(found, pa.int32()).view(type_)
+
+
+def _timestamps(texts: pa.Array, type_: pa.DataType, column: str) -> pa.Array:
+    found = [None if text is None else _infinity(text, _INT64_MAX) or _micros(text) for text in texts.to_pylist()]
+    _refuse([value is not None and value > _INT64_MAX for value in found], "timestamp too far in the future", column)
+    return pa.array(found, pa.int64()).view(type_)
+
+
+def _infinity(text: str, greatest: int) -> int:
+    """The number that stands for infinity; 0 for a finite moment."""
+    return {"infinity": greatest, "-infinity": -greatest}.get(text, 0)
+
+
+def _micros(text: str) -> int:
+    days, micros = _moment(text)
+    found = days * _DAY_US + micros
+    return found if found < _INT64_MAX else _INT64_MAX + 1  # the largest stands for infinity
+
+
+def _moment(text: str) -> tuple[int, int]:
+    """Days since 1970 and microseconds of the day."""
+    found = _MOMENT.fullmatch(text)
+    if found is None:
+        raise ValueError(text)
+    year = 1 - int(found[1]) if found[5] else int(found[1])
+    # The calendar repeats every 400 years of 146097 days.
+    near = year % 400 + 400
+    days = date(near, int(found[2]), int(found[3])).toordinal() - _EPOCH + (year - near) // 400 * 146_097
+    return days, _time_of_day(found[4]) if found[4] else 0
+
+
+def _time_of_day(text: str) -> int:
+    hours, minutes, seconds = text.split(":")
+    whole, _, fraction = seconds.partition(".")
+    return (int(hours) * 3600 + int(minutes) * 60 + int(whole)) * 1_000_000 + int(fraction.ljust(6, "0"))
+
+
+def _times(texts: pa.Array, type_: pa.DataType, column: str) -> pa.Array:
+    found = [None if text is None else _time_of_day(text) for text in texts.to_pylist()]
+    return pa.array(found, pa.int64()).view(type_)
+
+
+def _intervals(texts: pa.Array, type_: pa.DataType, column: str) -> pa.Array:
+    values = [text or "" for text in texts.to_pylist()]
+    _refuse([text.endswith("infinity") for text in values], "infinite interval", column)
+    clocks = [_clock(text) for text in values]
+    too_long = [abs(clock) > _INT64_MAX // 1000 for clock in clocks]
+    _refuse(too_long, "interval with a time part beyond 292 years", column)
+    parts = [(*_units(text), clock * 1000) for text, clock in zip(values, clocks, strict=True)]
+    nulls = pa.py_buffer(np.packbits(texts.is_valid().to_numpy(zero_copy_only=False), bitorder="little"))
+    return pa.Array.from_buffers(type_, len(texts), [nulls, pa.py_buffer(np.array(parts, _MONTH_DAY_NANO))])
+
+
+def _units(text: str) -> tuple[int, int]:
+    """Months and days."""
+    units = _UNIT.findall(text)
+    months = sum(int(number) * _MONTHS[unit] for number, unit in units)
+    return months, sum(int(number) for number, unit in units if unit == "day")
+
+
+def _clock(text: str) -> int:
+    """Microseconds of the part that is no months and no days."""
+    found = _CLOCK.search(text)
+    if found is None:
+        return 0
+    sign, hours, minutes, seconds, fraction = found.groups(default="")
+    micros = (int(hours) * 3600 + int(minutes) * 60 + int(seconds)) * 1_000_000 + int(fraction.ljust(6, "0"))
+    return -micros if sign == "-" else micros
+
+
+_PARSERS: tuple[tuple[Callable[[pa.DataType], bool], Parser], ...] = (
+    (pa.types.is_boolean, _bools),
+    (lambda type_: isinstance(type_, pa.JsonType), _json),
+    (lambda type_: isinstance(type_, pa.UuidType), _uuids),
+    (pa.types.is_binary, _byteas),
+    (pa.types.is_decimal, _decimals),
+    (pa.types.is_date32, _dates),
+    (pa.types.is_timestamp, _timestamps),
+    (pa.types.is_time, _times),
+    (pa.types.is_interval, _intervals),
+)

@@ -1,0 +1,1 @@
+"""All of PostgreSQL's types, there and back."""
