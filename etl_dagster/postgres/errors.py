@@ -46,7 +46,12 @@ _PRIVILEGE = Refusal(
 )
 _SLOT_BUSY = Refusal(SlotError, ErrorKind.SLOT_BUSY, "Wait for the other client to end, or stop it")
 _SLOT_LOST = Refusal(SlotError, ErrorKind.SLOT_LOST, "Create the slot again; its tables have to be copied afresh")
-_PUBLICATION = Refusal(PublicationError, ErrorKind.PUBLICATION, "Create the publication, or let `create` do it")
+_PUBLICATION = Refusal(
+    PublicationError,
+    ErrorKind.PUBLICATION,
+    "Create the publication, or let `create` do it; where it was dropped and made anew, PostgreSQL 17 and older cannot "
+    "read the slot past that: drop the slot (pg_drop_replication_slot), and all tables are copied afresh",
+)
 
 _TABLE_CHANGED = Refusal(TableError, ErrorKind.TABLE, "It was changed or dropped meanwhile; copy it again as it is now")
 
