@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from time import monotonic, sleep
+
+import psycopg
 
 from etl_dagster.errors import ErrorKind, StateError
 from etl_dagster.model import TableId, TableSchema
@@ -45,6 +49,8 @@ WHERE pg_xact_status(xid::text::xid8) = 'in progress' ORDER BY xid
 """
 
 _FENCE_CLASS = zlib.crc32(b"etl-dagster") - (1 << 31)
+_HAND_OVER_SECONDS = 5.0
+_POLL_SECONDS = 0.01
 _HOLDER = """
 SELECT l.pid, a.application_name FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
 WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2
@@ -80,14 +86,27 @@ def take_fence(connection: Connection, name: str) -> None:
     Raises:
         StateError: Another session holds it.
     """
-    (taken,) = fetch_one(connection, "SELECT pg_try_advisory_lock(%s::int, %s::int)", [_FENCE_CLASS, _key(name)])
-    if not taken:
+    deadline = monotonic() + _HAND_OVER_SECONDS
+    while not _try_fence(connection, name):
         holder = connection.execute(_HOLDER, [_FENCE_CLASS, _key(name)]).fetchone()
-        raise StateError(
-            f"another process runs the pipeline of slot {name}: {_told(holder)}",
-            kind=ErrorKind.PIPELINE_BUSY,
-            hint="Wait for it to end, or stop it",
-        )
+        if holder is not None or monotonic() >= deadline:
+            raise StateError(
+                f"another process runs the pipeline of slot {name}: {_told(holder)}",
+                kind=ErrorKind.PIPELINE_BUSY,
+                hint="Wait for it to end, or stop it",
+            )
+        sleep(_POLL_SECONDS)  # it ended between the two questions
+
+
+def _try_fence(connection: Connection, name: str) -> bool:
+    (taken,) = fetch_one(connection, "SELECT pg_try_advisory_lock(%s::int, %s::int)", [_FENCE_CLASS, _key(name)])
+    return bool(taken)
+
+
+def release_fence(connection: Connection, name: str) -> None:
+    """Let go of the lock at once: the end of a session reaches the server only after a moment."""
+    with suppress(psycopg.Error):
+        connection.execute("SELECT pg_advisory_unlock(%s::int, %s::int)", [_FENCE_CLASS, _key(name)])
 
 
 def is_fence_held(connection: Connection, name: str) -> bool:

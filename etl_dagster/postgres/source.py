@@ -73,7 +73,8 @@ class PostgresSource:
                 yield
             finally:
                 self._fence = None
-                abandon(connection)  # the lock ends with its session
+                locks.release_fence(connection, self._slot)
+                abandon(connection)
 
     def is_fence_held(self) -> bool:
         """Whether any process runs the pipeline right now."""
