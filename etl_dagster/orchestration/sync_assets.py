@@ -40,9 +40,12 @@ def build_sync_assets(
             if context.retry_number == 0:  # a retry goes on with the copy that was begun
                 _request(session, wanted)
             finish_copies(session, wanted, patience_seconds)
-            _report_bystanders(context, session, translator)
-            for table in wanted:
-                yield _result(session, translator, table)
+            try:
+                for table in wanted:
+                    yield _result(session, translator, table)
+            finally:
+                # Last, or the live tables would seem older than what they were made from.
+                _report_bystanders(context, session, translator)
 
     return sync_tables
 
