@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from etl_dagster.errors import EtlError
+from etl_dagster.testing.processes import die_with_this_process
 
 # A code server waits for its runs, and a run for the batch in hand.
 GRACE_SECONDS = 10.0
 _POLL_SECONDS = 0.1
-_PR_SET_PDEATHSIG = 1
 _TAIL_LINES = 25
 
 
@@ -59,7 +57,7 @@ class Service:
                 cwd=self._cwd,
                 env=self._env,
                 start_new_session=True,  # Ctrl-C is for the demo, which then stops its services in order
-                preexec_fn=_die_with_this_process(),  # noqa: PLW1509  one C call
+                preexec_fn=die_with_this_process(signal.SIGTERM),  # noqa: PLW1509  one C call
             )
         return self
 
@@ -104,17 +102,3 @@ def _signal_group(group: int, number: int) -> bool:
         os.killpg(group, number)
         return True
     return False
-
-
-def _die_with_this_process() -> Callable[[], None] | None:
-    if not sys.platform.startswith("linux"):
-        return None
-    libc = ctypes.CDLL(None)  # before the fork: loading takes locks
-    parent = os.getpid()
-
-    def in_child() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
-        if os.getppid() != parent:  # it died before the call
-            os._exit(1)
-
-    return in_child

@@ -7,22 +7,21 @@ data must then be where that user may go.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import pwd
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
+
+from etl_dagster.testing.processes import die_with_this_process
 
 # A replication source needs the first line; the others make a server that is thrown away cheap to run.
 DEFAULT_SETTINGS: dict[str, str] = {
@@ -42,7 +41,6 @@ _PORT_ATTEMPTS = 5
 _POLL_SECONDS = 0.02
 _SERVICE_USERS = ("postgres", "nobody")
 _STOP_SIGNALS = {"fast": signal.SIGINT, "immediate": signal.SIGQUIT}
-_PR_SET_PDEATHSIG = 1
 
 
 class ServerError(RuntimeError):
@@ -209,7 +207,7 @@ class PostgresServer:
                 group=account.pw_gid if account else None,
                 extra_groups=[] if account else None,
                 start_new_session=True,  # Ctrl-C is for the program, which then stops the server in order
-                preexec_fn=_die_with_this_process() if self._die_with_parent else None,  # noqa: PLW1509  one C call
+                preexec_fn=die_with_this_process(signal.SIGINT) if self._die_with_parent else None,  # noqa: PLW1509  one C call
             )
         try:
             self._wait_until_ready(self._process, log_start)
@@ -278,20 +276,6 @@ def _environment() -> dict[str, str]:
     # PG* variables are meant for the user's own servers, and messages must be in English to be understood here.
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
     return {**kept, "LC_ALL": "C", "LANGUAGE": "C"}
-
-
-def _die_with_this_process() -> Callable[[], None] | None:
-    if not sys.platform.startswith("linux"):
-        return None
-    libc = ctypes.CDLL(None)  # before the fork: loading takes locks
-    parent = os.getpid()
-
-    def in_child() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGINT))
-        if os.getppid() != parent:  # it died before the call
-            os._exit(1)
-
-    return in_child
 
 
 def wheel_bindir() -> Path:
