@@ -95,11 +95,13 @@ class Window:
         self._bytes = 0
         self._readable = upto
         self._begin = Lsn(0)
+        self.reread_bytes = 0
 
     def __iter__(self) -> Iterator[Sequence[TableEvents]]:
         with ExitStack() as stack:
             connection = stack.enter_context(self._lend())
-            self._begin = require_slot(connection, self._slot).confirmed
+            slot = require_slot(connection, self._slot)
+            self._begin, self.reread_bytes = slot.confirmed, max(0, slot.confirmed - slot.restart)
             if self._after is not None and self._begin > self._after:
                 raise moved(self._slot, self._begin, self._after)
             # Beyond what is readable now, nothing may be taken for read.

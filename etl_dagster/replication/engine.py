@@ -251,7 +251,8 @@ class Replicator:
             batch = EventBatch(chain([first], contents), lambda: window.position, routes)
             changes = self._destination.write_events(batch).changes
         seconds = monotonic() - began
-        self._sizer.learn(window.changes, seconds, complete=window.complete)
+        if not window.complete:
+            self._sizer.learn(window.changes, seconds, window.reread_bytes)
         self._mark_drifted(window)
         self._advance(window, wrote=first is not None)
         self._reporter.batch_applied(

@@ -77,6 +77,11 @@ class Window(Protocol):
     @property
     def bytes(self) -> int: ...
     @property
+    def reread_bytes(self) -> int:
+        """WAL that every window reads again, between the slot's restart and confirmed positions."""
+        ...
+
+    @property
     def newest_commit(self) -> datetime | None: ...
     @property
     def complete(self) -> bool:

@@ -11,6 +11,9 @@ _PAGE = 8192
 # A position on a page boundary names the page's header too (40 bytes at the start of a segment, 24 elsewhere): no
 # record begins there, and the server says either address for the same place.
 _PAGE_HEADER = 40
+# Measured: the server passes over WAL that it has decoded before at about 0.3 s per 100 MB.
+_REREAD_BYTES_PER_SECOND = 330e6
+_FIXED_SHARE = 0.2
 
 
 def passed(position: Lsn, lsn: Lsn) -> bool:
@@ -22,19 +25,22 @@ def passed(position: Lsn, lsn: Lsn) -> bool:
 class WindowSizer:
     """Adapts the number of changes in a window to what windows cost.
 
-    Every window pays for the WAL between the slot's restart and confirmed positions again, so a window should be large
-    enough to make that small; it should also end within the target time, so that little is repeated after a kill.
+    A window should end within the target time, so that little is repeated after a kill. But each one pays for the WAL
+    between the slot's restart and confirmed positions again, and smaller windows pay for it more often: that part must
+    stay a small share, whatever the target.
     """
 
     def __init__(self, settings: ReplicationSettings) -> None:
         self._settings = settings
         self.limit = min(settings.max_window_changes, 4 * settings.min_window_changes)
 
-    def learn(self, changes: int, seconds: float, *, complete: bool) -> None:
-        """Take account of one window; one that reached its end early says nothing about the limit."""
-        if complete or changes == 0:
+    def learn(self, changes: int, seconds: float, reread_bytes: int) -> None:
+        """Take account of a window that ended at its limit of changes."""
+        if changes == 0:
             return
-        ideal = changes * self._settings.target_window_seconds / max(seconds, 1e-3)
+        fixed = min(reread_bytes / _REREAD_BYTES_PER_SECOND, 0.95 * seconds)
+        each = max(seconds - fixed, 1e-3) / changes
+        ideal = max(self._settings.target_window_seconds, fixed / _FIXED_SHARE) / each
         grown = min(int(ideal), 4 * self.limit)
         self.limit = max(self._settings.min_window_changes, min(grown, self._settings.max_window_changes))
 
