@@ -10,6 +10,7 @@ from threading import RLock
 from typing import Any, TypeVar
 
 from etl_dagster.errors import InternalError, StateError
+from etl_dagster.retry import Backoff, retry
 from etl_dagster.store.sql import SqlStore, Transaction, migrate
 
 T = TypeVar("T")
@@ -32,6 +33,7 @@ _HINTS = {
     sqlite3.SQLITE_IOERR: "The disk or file system failed: see the system's log",
 }
 _PRIMARY_CODE = 0xFF
+_OPENING = Backoff(first_seconds=0.01, max_seconds=0.2, max_attempts=10_000, max_total_seconds=BUSY_SECONDS)
 
 
 class SqliteStore(SqlStore):
@@ -108,13 +110,23 @@ class _SqliteTransaction:
 def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     try:
-        connection.execute("PRAGMA journal_mode = WAL")
+        # While another process makes the file, this one fails at once, whatever the time-out.
+        retry(
+            lambda: connection.execute("PRAGMA journal_mode = WAL"),
+            what=f"opening {path.name}",
+            when=_is_busy,
+            backoff=_OPENING,
+        )
         # In WAL mode only FULL syncs at each commit.
         connection.execute("PRAGMA synchronous = FULL")
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _is_busy(error: Exception) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & _PRIMARY_CODE == sqlite3.SQLITE_BUSY
 
 
 @contextmanager

@@ -8,7 +8,9 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -171,3 +173,20 @@ def _change(path: Path, statement: str, *parameters: str) -> None:
     with closing(sqlite3.connect(path)) as connection:
         connection.execute(statement, parameters)
         connection.commit()
+
+
+def test_many_may_open_a_new_file_at_once(tmp_path: Path) -> None:
+    for round_ in range(10):
+        path, together = tmp_path / f"{round_}.sqlite", threading.Barrier(8)
+
+        def use(path: Path = path, together: threading.Barrier = together) -> int:
+            store = SqliteStore(path, "shop")
+            together.wait()
+            store.open()
+            try:
+                return len(store.tables())
+            finally:
+                store.close()
+
+        with ThreadPoolExecutor(8) as pool:
+            assert [future.result() for future in [pool.submit(use) for _ in range(8)]] == [0] * 8
