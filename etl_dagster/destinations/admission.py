@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from string import ascii_lowercase, ascii_uppercase
 
-from etl_dagster.errors import TableError
-from etl_dagster.model import CDC_COLUMNS, TableSchema
+from etl_dagster.errors import DestinationError, TableError
+from etl_dagster.model import CDC_COLUMNS, CopyTarget, TableSchema
 
 _FOLD_ASCII = str.maketrans(ascii_uppercase, ascii_lowercase)
 
@@ -39,3 +39,12 @@ def require_column_names(table: TableSchema, *, fold: Callable[[str], str] = str
                 table=str(table.id),
             )
         seen.add(folded)
+
+
+def copy_not_begun(target: CopyTarget) -> DestinationError:
+    """The error of a copy that the destination does not know."""
+    return DestinationError(
+        f"copy {target.copy_id} of {target.table.id} was not begun",
+        hint="Start the copy of the table again",
+        table=str(target.table.id),
+    )

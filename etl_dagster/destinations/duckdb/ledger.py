@@ -12,11 +12,11 @@ import pyarrow as pa
 
 from etl_dagster.arrow.changes import cdc_fields, change_schema
 from etl_dagster.arrow.types import arrow_schema
-from etl_dagster.destinations.admission import fold_ascii, require_column_names, require_mergeable
+from etl_dagster.destinations.admission import copy_not_begun, fold_ascii, require_column_names, require_mergeable
 from etl_dagster.destinations.base import ChunkRows
 from etl_dagster.destinations.duckdb.client import Session
 from etl_dagster.destinations.duckdb.encoding import duckdb_type, quoted
-from etl_dagster.errors import DestinationError, TableError
+from etl_dagster.errors import TableError
 from etl_dagster.model import CHANGE_TYPE_COLUMN, ChangeType, CopyTarget, Lsn, TableId, TableSchema
 
 SCHEMA = "_etl"
@@ -222,11 +222,7 @@ class Ledger:
 def require_copy(copies: dict[str, CopyState], target: CopyTarget) -> CopyState:
     found = copies.get(target.copy_id)
     if found is None or found.table != target.table.id:
-        raise DestinationError(
-            f"copy {target.copy_id} of {target.table.id} was not begun",
-            hint="Start the copy of the table again",
-            table=str(target.table.id),
-        )
+        raise copy_not_begun(target)
     return found
 
 

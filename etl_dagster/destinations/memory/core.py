@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from etl_dagster.arrow.changes import lsn_number
 from etl_dagster.arrow.types import arrow_schema
-from etl_dagster.destinations.admission import require_column_names, require_mergeable
+from etl_dagster.destinations.admission import copy_not_begun, require_column_names, require_mergeable
 from etl_dagster.destinations.base import Capabilities, ChunkRows, CopyResult, Destination, WriteResult
 from etl_dagster.destinations.memory.config import MemoryConfig
 from etl_dagster.destinations.memory.rows import Change, Key, Row, cells_of, changes_of, key_of, to_table
@@ -162,11 +162,7 @@ class MemoryDestination(Destination):
 def find_copy(copies: Mapping[str, _Copy], target: CopyTarget) -> _Copy:
     found = copies.get(target.copy_id)
     if found is None or found.table != target.table.id:
-        raise DestinationError(
-            f"copy {target.copy_id} of {target.table.id} was not begun",
-            hint="Start the copy of the table again",
-            table=str(target.table.id),
-        )
+        raise copy_not_begun(target)
     return found
 
 
