@@ -109,9 +109,28 @@ class ProtocolError(EtlError):
 
 
 class ValueUnrepresentable(EtlError):
-    """A value that the destination column's type cannot hold."""
+    """A value that the destination column's type cannot hold.
+
+    Args:
+        row: Which of the rows that were decoded has the first such value.
+        column: Name of its column.
+    """
 
     default_kind = ErrorKind.VALUE
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        kind: ErrorKind | None = None,
+        table: str | None = None,
+        row: int | None = None,
+        column: str = "",
+    ) -> None:
+        super().__init__(message, hint=hint, kind=kind, table=table)
+        self.row = row
+        self.column = column
 
 
 class TableError(EtlError):

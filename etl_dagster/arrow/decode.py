@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pyarrow as pa
 
 from etl_dagster.arrow.arrays import split_elements
@@ -10,8 +12,25 @@ from etl_dagster.arrow.parsing import parse, split_array_texts
 from etl_dagster.arrow.text import utf8_array
 from etl_dagster.arrow.types import arrow_type, element_type, has_binary_decoder, type_facts
 from etl_dagster.errors import InternalError
-from etl_dagster.model import PgType
+from etl_dagster.model import Column, PgType
 from etl_dagster.pgwire import Fields
+
+
+def read_column(
+    column: Column, fields: Fields, *, text: bool = False, replaced: Counter[str] | None = None
+) -> pa.Array:
+    """Decode one column under its value policy.
+
+    Args:
+        fields: Its values in the server's binary format.
+        text: The values are the server's text instead.
+        replaced: Counts, by name of the column, values that the policy replaced.
+
+    Raises:
+        ProtocolError: Bytes that are no value of the type.
+        ValueUnrepresentable: Values that the Arrow type cannot hold, and the policy says to fail.
+    """
+    return decode_column(column.type, fields, text=text, column=column.name)
 
 
 def decode_column(type_: PgType, fields: Fields, *, text: bool = False, column: str = "") -> pa.Array:

@@ -16,7 +16,7 @@ from etl_dagster.arrow.fixed import Decoder, decode_bool, decode_integer, decode
 from etl_dagster.arrow.moments import decode_date, decode_interval, decode_timestamp
 from etl_dagster.arrow.numbers import decode_numeric, numeric_type
 from etl_dagster.arrow.text import decode_bytea, decode_json, decode_jsonb, decode_single_char, decode_text
-from etl_dagster.model import PgType, TableSchema, TypeKind
+from etl_dagster.model import Column, PgType, TableSchema, TypeKind
 
 TYPE_METADATA = b"pg.type"
 
@@ -109,9 +109,19 @@ def arrow_type(type_: PgType) -> pa.DataType:
     return facts.arrow_type(type_.typmod)
 
 
+def reads_text(column: Column) -> bool:
+    """Whether the column's values must be fetched as the server's text."""
+    return not has_binary_decoder(column.type)
+
+
+def column_type(column: Column) -> pa.DataType:
+    """The Arrow type of a column, under its value policy."""
+    return arrow_type(column.type)
+
+
 def arrow_schema(table: TableSchema) -> pa.Schema:
     """The Arrow schema of a table's rows. All fields are nullable, since a delete fills only the key."""
     return pa.schema(
-        pa.field(column.name, arrow_type(column.type), metadata={TYPE_METADATA: column.type.name.encode()})
+        pa.field(column.name, column_type(column), metadata={TYPE_METADATA: column.type.name.encode()})
         for column in table.columns
     )

@@ -7,13 +7,13 @@ Facts are data (`Capabilities`); behaviour is few methods. The same test suite
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
 import pyarrow as pa
 
-from etl_dagster.model import CopyTarget, EventBatch, Lsn, TableId, TableSchema
+from etl_dagster.model import CopyTarget, EventBatch, Lsn, RawChanges, TableId, TableSchema
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,7 @@ class ChunkRows:
         seen_lsn: Every transaction whose commit starts before it is in the snapshot. What ``_LSN`` of its rows shows.
         taken_at: When the snapshot was taken; what ``_TIMESTAMP`` of its rows shows.
         reread: The chunk holds keys that `Destination.finish_copy` could not decide, read again.
+        snapshot: The snapshot as ``pg_current_snapshot()`` prints it; a changelog needs it.
         batches: Rows by the Arrow schema of the table; may be consumed once.
     """
 
@@ -50,6 +51,7 @@ class ChunkRows:
     taken_at: datetime
     batches: Iterable[pa.RecordBatch]
     reread: bool = False
+    snapshot: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,15 @@ class Destination(ABC):
 
     Every table keeps the source's columns plus ``_CHANGE_TYPE``, ``_LSN`` and ``_TIMESTAMP``, and a watermark: the
     position up to which the stream is in it.
+
+    *Landing* (`TableSchema.landing`, fixed for the life of a live table). ``mirror``: one row per key, as it is now.
+    ``soft_delete``: likewise, but a deleted row stays as it was, with ``_CHANGE_TYPE`` 'delete' and place and time of
+    its deletion; so does, under its old key, a row that moved to another key; a truncate marks all rows; what
+    is not known of such a row is null. ``changelog``: every change is a row, with `UNCHANGED_COLUMN` as fourth CDC
+    column; an update of the key is a 'delete' of the old key (identity columns only) followed by an 'update', and a
+    truncate a row of its own. Tables without a key can only land as a changelog.
+
+    *Columns* are told apart by attnum. The table keeps those that the source has dropped, null from then on.
 
     *Durability*: when a method returns, its effect survives the end of the process and of the machine, if
     ``capabilities.survives_process``. *Duplicates*: every method may be called again with the same arguments after a
@@ -120,7 +131,7 @@ class Destination(ABC):
         """Leave the table, or the staging area of a copy, existing and empty.
 
         For a `CopyTarget` this begins a copy: staging area and change log of this copy exist and are empty
-        afterwards, and leftovers of other copies of the same table are gone. When this very copy has begun before,
+        afterwards, and leftovers of other copies of the same table, and its held log, are gone. When this very copy has begun before,
         what it holds is kept (the call repeats one that a crash made uncertain). The live table is not touched. For a
         live table, readers see either the full or the empty table; its watermark stays.
         """
@@ -144,6 +155,17 @@ class Destination(ABC):
         table, and makes the running copy forget its log and all its staged rows, also those of chunks that
         come later. An unchanged TOAST value keeps what the row has, also when the update moved the row to another
         key. An empty batch only raises watermarks.
+
+        A live table follows its schema: when the table of an event has other columns than the live table's schema, then
+        in the same transaction columns that it lacks are added (rows that exist get `Column.missing`; those of a
+        changelog null), renamed ones renamed, and ones that are gone kept. If a column's new name belongs to one that
+        the source has dropped before, that one gives way. An event whose changes are all covered by the watermark has
+        no effect on the columns either; one that comes without changes has.
+        The log of a running copy never follows: changes of a schema other than the copy's are left out of it, because
+        the engine begins such a copy anew.
+
+        For a table with ``route.held`` the messages are appended, raw and in order, to its held log; those that start
+        before the held log's watermark are dropped.
         """
 
     @abstractmethod
@@ -155,11 +177,31 @@ class Destination(ABC):
         be found neither in the log nor in a staged row that is sure to be the same row, nothing is swapped and the keys
         are returned as ``undecided``: the engine reads them again (`ChunkRows.reread`) and calls again. Called again
         for a copy that was finished, it returns the row count and changes nothing.
+
+        ``soft_delete``: rows of the former live table whose key is not in the result stay, as deleted at ``position``,
+        in the columns that both have. ``changelog``: the rows of the one chunk, then every change in the log whose
+        transaction `ChunkRows.snapshot` did not see.
         """
 
     @abstractmethod
+    def hold_table(self, table: TableSchema) -> None:
+        """Begin an empty held log for a table, with watermark 0; one that exists is kept as it is."""
+
+    @abstractmethod
+    def holds(self) -> Mapping[TableId, Lsn]:
+        """Watermark of each held log of the owner."""
+
+    @abstractmethod
+    def read_held(self, table: TableSchema) -> Iterator[RawChanges]:
+        """What the held log of a table has, in the order of the stream, in pieces of bounded size."""
+
+    @abstractmethod
+    def release_table(self, table: TableId) -> None:
+        """Remove the held log of a table; no error when there is none."""
+
+    @abstractmethod
     def drop_table(self, table: TableId) -> None:
-        """Remove the live table, its watermark, and every copy of it; no error when there is none."""
+        """Remove the live table, its watermark, its held log and every copy of it; no error when there is none."""
 
     def row_count(self, table: TableId) -> int | None:
         """Rows of a live table, where the destination knows them without reading the table."""
@@ -167,4 +209,7 @@ class Destination(ABC):
 
     @abstractmethod
     def read_table(self, table: TableSchema) -> pa.RecordBatchReader:
-        """The live table's rows: the source's columns by their Arrow types, then the three CDC columns."""
+        """The live table's rows: the source's columns by their Arrow types, then the CDC columns of its landing.
+
+        Rows of ``soft_delete`` that are deleted are among them.
+        """

@@ -10,6 +10,7 @@ from etl_dagster.model.changes import (
     ChangeType,
     CopyTarget,
     EventBatch,
+    RawChanges,
     Route,
     TableEvents,
 )
@@ -18,11 +19,13 @@ from etl_dagster.model.lsn import ZERO_LSN, Lsn
 from etl_dagster.model.table import (
     Column,
     FrozenModel,
+    Landing,
     PgType,
     ReplicaIdentity,
     TableId,
     TableSchema,
     TypeKind,
+    ValuePolicy,
 )
 
 __all__ = [
@@ -39,12 +42,15 @@ __all__ = [
     "CopyTarget",
     "EventBatch",
     "FrozenModel",
+    "Landing",
     "Lsn",
     "PgType",
+    "RawChanges",
     "ReplicaIdentity",
     "Route",
     "TableEvents",
     "TableId",
     "TableSchema",
     "TypeKind",
+    "ValuePolicy",
 ]

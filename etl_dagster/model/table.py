@@ -44,6 +44,23 @@ class TypeKind(StrEnum):
     PSEUDO = "pseudo"
 
 
+class ValuePolicy(StrEnum):
+    """What becomes of values that a column's Arrow type, or the destination, cannot hold."""
+
+    FAIL = "fail"  # the table is quarantined
+    NULL = "null"  # NULL takes their place; counted
+    CLAMP = "clamp"  # the nearest value that can be held takes their place, NULL where there is none; counted
+    TEXT = "text"  # a column whose type has such values lands as the text that PostgreSQL prints
+
+
+class Landing(StrEnum):
+    """How the changes of a table land at the destination."""
+
+    MIRROR = "mirror"  # the present state
+    SOFT_DELETE = "soft_delete"  # the present state, and deleted rows as they were, marked
+    CHANGELOG = "changelog"  # every change, appended
+
+
 class PgType(FrozenModel):
     """A column's type with its domains resolved, since a domain travels as its base type.
 
@@ -70,6 +87,9 @@ class Column(FrozenModel):
     Attributes:
         attnum: The number that identifies the column for its whole life, through renames.
         key_ordinal: Place in the key that identifies a row, counted from 0; None outside the key.
+        values: What becomes of values that cannot be held.
+        decimal: Precision and scale to read a ``numeric`` without declared precision with; None: it lands as text.
+        missing: Text of the value that rows have which are older than the column (``pg_attribute.attmissingval``).
     """
 
     attnum: int
@@ -77,6 +97,9 @@ class Column(FrozenModel):
     type: PgType
     nullable: bool = True
     key_ordinal: int | None = None
+    values: ValuePolicy = ValuePolicy.FAIL
+    decimal: tuple[int, int] | None = None
+    missing: str | None = None
 
 
 class ReplicaIdentity(StrEnum):
@@ -96,6 +119,8 @@ class TableSchema(FrozenModel):
     Attributes:
         membership: OID of the publication, then those of its entries (for the table, its ancestors, its schema) that
             make the table a member; new ones mean that changes may have gone unpublished. Empty when unknown.
+        natts: Highest attnum that the table has ever given out; columns beyond it are new. 0 when unknown.
+        landing: How changes land.
     """
 
     id: TableId
@@ -104,6 +129,8 @@ class TableSchema(FrozenModel):
     replica_identity: ReplicaIdentity = ReplicaIdentity.DEFAULT
     row_filter: str | None = None
     membership: tuple[int, ...] = ()
+    natts: int = 0
+    landing: Landing = Landing.MIRROR
 
     @cached_property
     def key(self) -> tuple[Column, ...]:
@@ -115,3 +142,8 @@ class TableSchema(FrozenModel):
     def key_indexes(self) -> tuple[int, ...]:
         """Positions of the key columns within ``columns``, in key order."""
         return tuple(self.columns.index(column) for column in self.key)
+
+    @cached_property
+    def identity_indexes(self) -> tuple[int, ...]:
+        """Positions of the columns that tell which row a change is about: the key; without a key, all of them."""
+        return self.key_indexes or tuple(range(len(self.columns)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import Protocol
@@ -59,12 +59,33 @@ class Writer(Protocol):
     def since(self) -> datetime | None: ...
 
 
+class RelationFile(Protocol):
+    """One heap of a table: its own, or that of a leaf partition.
+
+    ``born_partition``: it was created as a partition, so that all its rows have passed through the stream; one that was
+    attached later may have brought rows along.
+    """
+
+    @property
+    def relation(self) -> int: ...
+    @property
+    def filenode(self) -> int: ...
+    @property
+    def born_partition(self) -> bool: ...
+
+
+# Asked with a schema that the stream contradicts: the schema that the catalogue has for the table now, or None when the
+# table has to be copied again whatever it is.
+Look = Callable[[TableSchema], TableSchema | None]
+
+
 class Window(Protocol):
     """One bounded read of the slot: whole transactions, decoded, in pieces.
 
     Iterate once; the properties are valid afterwards. ``position`` is where the next window begins and may lie past
     the last change. ``drifted`` names tables whose schema in the stream is no longer the one given, with what
-    differs; from there on their changes are left out.
+    differs; from there on their changes are left out. ``evolved`` holds the newest schema of tables that changed theirs
+    in a way that can be followed. ``replaced`` counts, by table and column, values that the policy replaced.
     """
 
     def __iter__(self) -> Iterator[Sequence[TableEvents]]: ...
@@ -90,6 +111,10 @@ class Window(Protocol):
 
     @property
     def drifted(self) -> Mapping[TableId, str]: ...
+    @property
+    def evolved(self) -> Mapping[TableId, TableSchema]: ...
+    @property
+    def replaced(self) -> Mapping[TableId, Mapping[str, int]]: ...
 
 
 class ChunkReader(Protocol):
@@ -102,6 +127,16 @@ class ChunkReader(Protocol):
 
     @property
     def taken_at(self) -> datetime: ...
+    @property
+    def snapshot(self) -> str:
+        """As ``pg_current_snapshot()`` prints it."""
+        ...
+
+    @property
+    def replaced(self) -> Mapping[str, int]:
+        """Values that the policy replaced, by column; valid after the iteration."""
+        ...
+
     @property
     def filenode(self) -> int:
         """File that was read, 0 when rows were read by key; valid after the iteration."""
@@ -143,6 +178,18 @@ class Source(Protocol):
         """The published tables as the catalogue has them now."""
         ...
 
+    def describe(self, table: TableSchema) -> TableSchema | None:
+        """The table of the same OID as the catalogue has it now; None when it is gone or no longer published."""
+        ...
+
+    def files(self, tables: Sequence[TableSchema]) -> Mapping[TableId, Sequence[RelationFile]]:
+        """The heaps of each table, by relation OID; tables that are gone are left out."""
+        ...
+
+    def heartbeat(self) -> None:
+        """Write a logical message into the WAL, so that positions move; nothing on a standby."""
+        ...
+
     def slot(self) -> SlotStatus | None: ...
 
     def create_slot(self) -> Lsn:
@@ -154,10 +201,21 @@ class Source(Protocol):
     def drop_slot(self) -> None: ...
 
     def window(
-        self, schemas: Mapping[int, TableSchema], upto: Lsn, max_changes: int, after: Lsn | None = None
+        self,
+        schemas: Mapping[int, TableSchema],
+        upto: Lsn,
+        max_changes: int,
+        after: Lsn | None = None,
+        *,
+        look: Look | None = None,
+        held: Collection[int] = (),
     ) -> Window:
         """Read the slot from its confirmed position up to ``upto``, and no further than the transaction in which
         ``max_changes`` messages are reached. Does not move the slot.
+
+        Args:
+            look: Asked when the stream contradicts a schema; without it every contradiction is a drift.
+            held: OIDs of tables whose messages are wanted raw.
 
         Iterating raises `SlotError` when the slot stands beyond ``after``, so that changes are lost."""
         ...

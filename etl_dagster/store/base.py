@@ -41,6 +41,11 @@ class TableRecord(FrozenModel):
         reason: Why the table is in this state, for people; never row values.
         hint: What to do next.
         rows: Rows the last finished copy brought.
+        held: Quarantined, with its changes kept at the destination, so that it can be resumed where it stopped: the
+            live table, when ``live``, and the copy, when there is one, are complete up to there.
+        resume: Asked for by the operator: go on from where it was quarantined.
+        replaced: Values that the policy replaced since the last copy began, by column.
+        files: OID and file of each heap of the table (its own, or those of its partitions), as last seen.
     """
 
     table: TableId
@@ -52,6 +57,10 @@ class TableRecord(FrozenModel):
     reason: str = ""
     hint: str = ""
     rows: int | None = None
+    held: bool = False
+    resume: bool = False
+    replaced: dict[str, int] = Field(default_factory=dict)
+    files: tuple[tuple[int, int], ...] = ()
     updated_at: datetime = Field(default_factory=_now)
 
 
