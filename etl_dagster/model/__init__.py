@@ -14,8 +14,10 @@ from etl_dagster.model.changes import (
     Route,
     TableEvents,
 )
+from etl_dagster.model.choices import TableChoices
 from etl_dagster.model.chunks import ChunkPlan
 from etl_dagster.model.lsn import ZERO_LSN, Lsn
+from etl_dagster.model.patterns import TablePattern
 from etl_dagster.model.table import (
     Column,
     FrozenModel,
@@ -48,8 +50,10 @@ __all__ = [
     "RawChanges",
     "ReplicaIdentity",
     "Route",
+    "TableChoices",
     "TableEvents",
     "TableId",
+    "TablePattern",
     "TableSchema",
     "TypeKind",
     "ValuePolicy",

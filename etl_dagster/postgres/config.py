@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
-import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -13,6 +11,7 @@ from psycopg.conninfo import conninfo_to_dict
 from pydantic import Field, SecretStr, StringConstraints, field_validator, model_validator
 
 from etl_dagster.model import FrozenModel, TableId
+from etl_dagster.model.patterns import TablePattern
 
 APPLICATION_NAME = "etl-dagster"
 CONNECT_TIMEOUT_SECONDS = 10
@@ -149,50 +148,6 @@ class PostgresConfig(FrozenModel):
         return {name: str(value) for name, value in fields.items() if value is not None}
 
 
-class TablePattern(FrozenModel):
-    """One entry of a table list, taken apart: each part is matched literally but for ``*``.
-
-    A part in double quotes is wholly literal, dots and stars included. Case counts: nothing is folded.
-    """
-
-    schema_glob: str
-    table_glob: str
-    exact: TableId | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> TablePattern:
-        """Read ``schema.table``; the schema is ``public`` when it is left out."""
-        parts = _PARTS.fullmatch(text)
-        if parts is None:
-            raise ValueError(f'{text!r} is not a table: write schema.table, schema.* or "Odd.schema"."Table name"')
-        schema, table = parts["schema"] or "public", parts["table"]
-        exact = None if _is_glob(schema) or _is_glob(table) else TableId(_literal(schema), _literal(table))
-        return cls(schema_glob=_glob(schema), table_glob=_glob(table), exact=exact)
-
-    def matches(self, table: TableId) -> bool:
-        """Whether the pattern names this table."""
-        return fnmatch.fnmatchcase(table.schema, self.schema_glob) and fnmatch.fnmatchcase(table.name, self.table_glob)
-
-
-_PART = r'"(?:[^"]|"")+"|[^".]+'
-_PARTS = re.compile(rf"(?:(?P<schema>{_PART})\.)?(?P<table>{_PART})")
-
-
-def _is_glob(part: str) -> bool:
-    return not part.startswith('"') and "*" in part
-
-
-def _literal(part: str) -> str:
-    return part[1:-1].replace('""', '"') if part.startswith('"') else part
-
-
-def _glob(part: str) -> str:
-    """As an fnmatch pattern in which only an unquoted ``*`` is special."""
-    if part.startswith('"'):
-        return re.sub(r"([*?\[])", r"[\1]", _literal(part))
-    return re.sub(r"([?\[])", r"[\1]", part)
-
-
 class PublicationConfig(FrozenModel):
     """Which tables are replicated.
 
@@ -224,7 +179,7 @@ class PublicationConfig(FrozenModel):
     def included(self) -> tuple[TablePattern, ...]:
         """Patterns of what is asked for."""
         everything = (TablePattern(schema_glob="*", table_glob="*"),) if self.all_tables else ()
-        schemas = (TablePattern(schema_glob=re.sub(r"([*?\[])", r"[\1]", s), table_glob="*") for s in self.schemas)
+        schemas = map(TablePattern.of_schema, self.schemas)
         return (*everything, *schemas, *(TablePattern.parse(text) for text in self.tables))
 
     def excluded(self) -> tuple[TablePattern, ...]:
