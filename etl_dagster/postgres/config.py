@@ -199,6 +199,9 @@ class SlotConfig(FrozenModel):
     """The logical replication slot, which remembers how far the source has been read."""
 
     name: SlotName = Field("etl_dagster", description="In a pipeline's config the default is `etl_<name>`")
+    failover: bool = Field(
+        False, description="Have standbys keep a copy of the slot, for when one is promoted (PostgreSQL 17)"
+    )
 
 
 class SourceConfig(FrozenModel):
@@ -207,3 +210,6 @@ class SourceConfig(FrozenModel):
     connection: PostgresConfig
     publication: PublicationConfig = PublicationConfig()
     slot: SlotConfig = SlotConfig()
+    heartbeat_seconds: float | None = Field(
+        None, gt=0, description="How often `follow` writes a message into the WAL; never by default, rarely needed"
+    )

@@ -62,6 +62,20 @@ def connect(config: PostgresConfig, purpose: Purpose = Purpose.ORDINARY) -> Conn
     return connection
 
 
+def run_replication_command(config: PostgresConfig, command: sql.Composed, doing: str) -> None:
+    """Run a command that only the replication protocol has, such as ``ALTER_REPLICATION_SLOT``.
+
+    Raises:
+        SourceError: The server cannot be reached or refuses.
+    """
+    parameters = config.parameters() | {"replication": "database"}
+    with (
+        translating(doing, config.secrets()),
+        psycopg.Connection.connect(**parameters, autocommit=True) as connection,  # type: ignore[arg-type]
+    ):
+        connection.execute(command)
+
+
 def _set_up(connection: Connection, config: PostgresConfig, purpose: Purpose) -> None:
     settings = _SETTINGS | _timeouts(config, purpose)
     if purpose is Purpose.SLOT:

@@ -8,19 +8,25 @@ from dataclasses import dataclass
 
 import psycopg
 
-from etl_dagster.errors import ErrorKind, SlotError
+from psycopg import sql
+
+from etl_dagster.errors import ConfigError, ErrorKind, SlotError
 from etl_dagster.model import Lsn
-from etl_dagster.postgres.sessions import Connection, fetch_one
+from etl_dagster.postgres.config import SourceConfig
+from etl_dagster.postgres.sessions import Connection, fetch_one, run_replication_command
 
 PLUGIN = "pgoutput"
 _POLL_SECONDS = 0.1
 _CONFLICTS_SINCE = 160000
 _INVALIDATION_SINCE = 170000
+FAILOVER_SINCE = 170000
+_PROMOTE = "Connect to the primary (target_session_attrs=primary in the dsn lets libpq find it), or promote this server"
 
 _STATUS = """
 SELECT slot_name, active_pid, confirmed_flush_lsn - '0/0'::pg_lsn, restart_lsn - '0/0'::pg_lsn,
        coalesce(wal_status = 'lost', false) OR restart_lsn IS NULL OR {invalid},
-       coalesce({position} - restart_lsn, 0), plugin, database, database = current_database()
+       coalesce({position} - restart_lsn, 0), plugin, database, database = current_database(),
+       {failover}, {synced} AND pg_is_in_recovery()
 FROM pg_replication_slots WHERE slot_name = %(name)s
 """
 
@@ -43,34 +49,80 @@ class SlotStatus:
     restart: Lsn
     lost: bool
     retained_bytes: int
+    failover: bool = False
 
 
 def read_slot(connection: Connection, name: str) -> SlotStatus | None:
     """The slot, or None when there is none.
 
     Raises:
-        SlotError: A slot of that name exists that is not ours to read.
+        SlotError: A slot of that name exists that is not ours to read, or not yet: a standby keeps it for its primary.
     """
     row = connection.execute(_status_query(connection), {"name": name}).fetchone()
     if row is None:
         return None
-    _, pid, confirmed, restart, lost, retained, plugin, database, is_here = row
+    _, pid, confirmed, restart, lost, retained, plugin, database, is_here, failover, is_copy = row
     if plugin != PLUGIN or not is_here:
         raise SlotError(
             f"slot {name} exists with plugin {plugin or 'none (physical)'} in database {database or 'none'}",
             kind=ErrorKind.SOURCE_SETTINGS,
             hint="Choose another name under source.slot",
         )
-    return SlotStatus(name, pid, Lsn(confirmed or 0), Lsn(restart or 0), lost, max(0, int(retained)))
-
-
-def create_slot(connection: Connection, name: str) -> Lsn:
-    """Make the slot; waits for the transactions that run now, and says so. Returns where it starts."""
-    _tell_who_is_waited_for(connection, name)
-    try:
-        row = fetch_one(
-            connection, "SELECT lsn - '0/0'::pg_lsn FROM pg_create_logical_replication_slot(%s, %s)", [name, PLUGIN]
+    if is_copy:
+        raise SlotError(
+            f"slot {name} of this server is the copy that a standby keeps of its primary's",
+            kind=ErrorKind.SOURCE_UNAVAILABLE,
+            hint=_PROMOTE,
         )
+    return SlotStatus(name, pid, Lsn(confirmed or 0), Lsn(restart or 0), lost, max(0, int(retained)), failover)
+
+
+def prepare_failover(connection: Connection, config: SourceConfig) -> None:
+    """Have standbys keep a copy of the slot, where the config asks for it; one that is still to be made is made so.
+
+    Raises:
+        ConfigError: The server is too old.
+        SlotError: The server is a standby, or somebody reads the slot.
+    """
+    if not config.slot.failover:
+        return
+    name = config.slot.name
+    require_failover(connection, name)
+    status = read_slot(connection, name)
+    if status is not None and not status.failover:
+        command = sql.SQL("ALTER_REPLICATION_SLOT {} (FAILOVER true)").format(sql.Identifier(name))
+        run_replication_command(config.connection, command, f"cannot have standbys keep slot {name}")
+        logger.info("Standbys that synchronize slots keep a copy of slot %s from now on", name)
+
+
+def require_failover(connection: Connection, name: str) -> None:
+    """Raise unless this server can have a slot that its standbys keep a copy of."""
+    version = connection.info.server_version
+    if version < FAILOVER_SINCE:
+        raise ConfigError(
+            f"source.slot.failover needs PostgreSQL 17, the server is PostgreSQL {version // 10000}",
+            hint="Leave failover out: after a failover, all tables are then copied afresh by themselves",
+        )
+    if fetch_one(connection, "SELECT pg_is_in_recovery()")[0]:
+        raise SlotError(
+            f"slot {name} is to survive a failover, and this server is a standby",
+            kind=ErrorKind.SOURCE_UNAVAILABLE,
+            hint=f"{_PROMOTE}; to replicate from the standby itself, leave source.slot.failover out",
+        )
+
+
+def create_slot(connection: Connection, name: str, *, failover: bool = False) -> Lsn:
+    """Make the slot; waits for the transactions that run now, and says so. Returns where it starts.
+
+    Args:
+        failover: Have standbys keep a copy of it.
+    """
+    if failover:
+        require_failover(connection, name)
+    _tell_who_is_waited_for(connection, name)
+    create = "pg_create_logical_replication_slot(%s, %s" + (", failover => true)" if failover else ")")
+    try:
+        row = fetch_one(connection, f"SELECT lsn - '0/0'::pg_lsn FROM {create}".encode(), [name, PLUGIN])
     except psycopg.errors.DuplicateObject as error:
         raise SlotError(
             f"slot {name} exists already",
@@ -81,6 +133,12 @@ def create_slot(connection: Connection, name: str) -> Lsn:
 
 
 def _tell_who_is_waited_for(connection: Connection, name: str) -> None:
+    if fetch_one(connection, "SELECT pg_is_in_recovery()")[0]:
+        logger.warning(
+            "Making the slot %s on a standby waits until its primary tells which transactions run there, which an idle "
+            "one does not: run SELECT pg_log_standby_snapshot() on the primary",
+            name,
+        )
     running = connection.execute(_WRITING).fetchall()
     if running:
         who = ", ".join(f"{who} (since {since:%H:%M:%S})" for who, since in running)
@@ -169,4 +227,6 @@ def _status_query(connection: Connection) -> str:
         invalid = "coalesce(conflicting, false)"
     # pg_current_wal_flush_lsn() fails on a standby, so it may not even be planned as a constant there.
     position = "(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END)"
-    return _STATUS.format(invalid=invalid, position=position)
+    is_recent = version >= FAILOVER_SINCE
+    failover, synced = ("failover", "synced") if is_recent else ("false", "false")
+    return _STATUS.format(invalid=invalid, position=position, failover=failover, synced=synced)

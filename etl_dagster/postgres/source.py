@@ -101,6 +101,7 @@ class PostgresSource:
 
     def prepare_publication(self) -> None:
         with self._sessions.ordinary(f"cannot prepare publication {self._publication}") as connection:
+            slots.prepare_failover(connection, self.config)
             publication.prepare(connection, self.config.publication)
 
     def tables(self) -> dict[TableId, TableSchema]:
@@ -122,7 +123,7 @@ class PostgresSource:
     def create_slot(self) -> Lsn:
         self.check_fence()
         with self._slot_session(f"cannot create slot {self._slot}") as connection:
-            return slots.create_slot(connection, self._slot)
+            return slots.create_slot(connection, self._slot, failover=self.config.slot.failover)
 
     def advance_slot(self, position: Lsn) -> None:
         self.check_fence()

@@ -157,6 +157,29 @@ class PostgresServer:
         self.stop(mode="immediate")
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def standby(
+        self, *, slot: str | None = None, settings: dict[str, str] | None = None, die_with_parent: bool = False
+    ) -> Self:
+        """A hot standby of this running server, in a new folder that is deleted at the end of the ``with`` block.
+
+        Args:
+            slot: Name of a physical slot to make on this server, which then keeps WAL and rows for the standby.
+            settings: Server settings on top of this server's.
+        """
+        folder = _temporary_folder()
+        if self._account is not None:
+            os.chown(folder, self._account.pw_uid, self._account.pw_gid)
+        options = ["-D", str(folder), "-d", self.dsn, "-R", "-c", "fast", "-N", *(["-C", "-S", slot] if slot else [])]
+        done = _run_as(self._account, str(self._bindir / "pg_basebackup"), *options)
+        if not done:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise ServerError(f"pg_basebackup of the server on port {self.port} failed: {done.output}")
+        copied = type(self)(
+            folder, settings=self.settings | (settings or {}), bindir=self._bindir, die_with_parent=die_with_parent
+        )
+        copied._throw_away = True
+        return copied
+
     def __enter__(self) -> Self:
         try:
             return self.start()
