@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -13,15 +15,23 @@ _HEADER = 12  # number of dimensions, flags, element type
 _ONE_DIMENSION = _HEADER + 8  # then the size and the lower bound
 _Sizes = npt.NDArray[np.int64]
 
+MANY_DIMENSIONS = "multi-dimensional array"
+Renumber = Callable[[int], None]
 
-def split_elements(fields: Fields, column: str) -> tuple[npt.NDArray[np.int32], Fields]:
+
+def split_elements(
+    fields: Fields, column: str, renumber: Renumber | None = None
+) -> tuple[npt.NDArray[np.int32], Fields]:
     """Arrow list offsets, and the elements of all rows one after another.
 
+    Args:
+        renumber: Let arrays that do not count from 1 do so, and tell it how many there are.
+
     Raises:
-        ValueUnrepresentable: An array has more dimensions than one, or does not count from 1.
+        Misfits: An array has more dimensions than one, or does not count from 1.
         ProtocolError: The bytes are not those of an array.
     """
-    sizes = _sizes(fields, column)
+    sizes = _sizes(fields, column, renumber)
     offsets = np.zeros(len(fields) + 1, np.int64)
     np.cumsum(sizes, out=offsets[1:])
     if offsets[-1] > np.iinfo(np.int32).max:
@@ -30,21 +40,29 @@ def split_elements(fields: Fields, column: str) -> tuple[npt.NDArray[np.int32], 
     return offsets.astype(np.int32), elements
 
 
-def _sizes(fields: Fields, column: str) -> _Sizes:
+def _sizes(fields: Fields, column: str, renumber: Renumber | None) -> _Sizes:
     present = fields.present
     ends = fields.starts + fields.lengths
     check(~present | (fields.lengths >= _HEADER), fields.starts, ends, _HEADER, f"Array of column {column!r}")
     dimensions = gather(fields.data, fields.starts, np.int32) * present
-    refuse(dimensions > 1, "multi-dimensional array", column)
+    refuse(dimensions > 1, MANY_DIMENSIONS)
     filled = dimensions == 1
     right = (fields.lengths >= _ONE_DIMENSION) & filled | (fields.lengths == _HEADER) & (dimensions == 0) | ~present
     check(right, fields.starts, ends, _ONE_DIMENSION, f"Array of column {column!r}")
     bounds = gather(fields.data, fields.starts + _HEADER, np.int64) * filled
-    refuse(filled & ((bounds & 0xFFFFFFFF) != 1), "array that does not count from 1", column)
+    check_bounds(filled & ((bounds & 0xFFFFFFFF) != 1), renumber)
     sizes: _Sizes = bounds >> 32
     possible = (sizes >= 0) & (4 * sizes <= np.maximum(fields.lengths - _ONE_DIMENSION, 0))
     check(possible, fields.starts, ends, _ONE_DIMENSION, f"Array size of column {column!r}")
     return sizes
+
+
+def check_bounds(shifted: npt.NDArray[np.bool_], renumber: Renumber | None) -> None:
+    """Refuse arrays that do not count from 1, or say how many there are."""
+    if renumber is None:
+        refuse(shifted, "array that does not count from 1")
+    elif count := int(np.count_nonzero(shifted)):
+        renumber(count)
 
 
 def _uniform(fields: Fields, sizes: _Sizes, offsets: _Sizes) -> Fields | None:

@@ -9,16 +9,38 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from etl_dagster.errors import ProtocolError, ValueUnrepresentable
+from etl_dagster.errors import ProtocolError
 from etl_dagster.pgwire import Fields, gather
 
 # Binary decoder of one type: the values, the Arrow type to give them, and the column's name for messages.
 Decoder = Callable[[Fields, pa.DataType, str], pa.Array]
+# The nearest values that an Arrow type can hold for the values at these places, null where there is none.
+Nearest = Callable[[npt.NDArray[np.intp]], pa.Array]
+
+
+class Misfits(Exception):
+    """Values that the Arrow type cannot hold. What becomes of them is not for a decoder to say: see `decode`.
+
+    Args:
+        bad: Where they are.
+        what: What they are.
+        nearest: What comes nearest to them; None when nothing does.
+    """
+
+    def __init__(self, bad: npt.NDArray[np.bool_], what: str, nearest: Nearest | None) -> None:
+        super().__init__(what)
+        self.bad = bad
+        self.what = what
+        self.nearest = nearest
 
 
 def validity(fields: Fields) -> pa.Buffer | None:
     """Arrow validity bitmap; None when nothing is NULL."""
-    present = fields.present
+    return bitmap(fields.present)
+
+
+def bitmap(present: npt.NDArray[np.bool_]) -> pa.Buffer | None:
+    """Arrow validity bitmap over what is not NULL; None when nothing is."""
     return None if present.all() else pa.py_buffer(np.packbits(present, bitorder="little"))
 
 
@@ -49,13 +71,10 @@ def wrong_length(fields: Fields, row: int, need: int, column: str) -> ProtocolEr
     return ProtocolError(f"Value of column {column!r}", offset=offset, need=need, have=have)
 
 
-def refuse(bad: npt.NDArray[np.bool_], what: str, column: str) -> None:
-    """Raise when any value is of a kind that the column's Arrow type cannot hold."""
-    if count := int(np.count_nonzero(bad)):
-        raise ValueUnrepresentable(
-            f"Column {column!r} has {count} value(s) that its Arrow type cannot hold: {what}",
-            hint="Correct the values at the source, or leave the column or the table out",
-        )
+def refuse(bad: npt.NDArray[np.bool_], what: str, nearest: Nearest | None = None) -> None:
+    """Raise `Misfits` when any value is of a kind that the column's Arrow type cannot hold."""
+    if bad.any():
+        raise Misfits(bad, what, nearest)
 
 
 def primitive(fields: Fields, type_: pa.DataType, values: npt.NDArray[Any]) -> pa.Array:

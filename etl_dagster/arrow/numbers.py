@@ -7,6 +7,7 @@ worth ``10000 ** (weight - k)``. Leading and trailing zero digits are not sent.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Context, Decimal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,8 @@ from etl_dagster.pgwire import Fields, gather
 _HEADER = 8
 _NEGATIVE, _NAN, _PLUS_INFINITY, _MINUS_INFINITY = 0x4000, 0xC000, 0xD000, 0xF000
 _SPECIAL_TEXT = {_NAN: "NaN", _PLUS_INFINITY: "Infinity", _MINUS_INFINITY: "-Infinity"}
+NOT_FINITE = "NaN or infinity in a numeric"
+_EXACT = Context(prec=100)  # more digits than any decimal of Arrow has
 _WORD_DIGITS = 19  # decimal digits that always fit an unsigned 64-bit word
 _U64 = npt.NDArray[np.uint64]
 _I64 = npt.NDArray[np.int64]
@@ -39,10 +42,15 @@ def numeric_type(typmod: int) -> pa.DataType:
     return (pa.decimal128 if precision <= 38 else pa.decimal256)(precision, max(scale, 0))
 
 
+def outside(type_: pa.DataType) -> str:
+    """What a finite number is that this decimal type cannot hold."""
+    return f"numeric outside numeric({type_.precision},{type_.scale}), or with more digits than that"
+
+
 def decode_numeric(fields: Fields, type_: pa.DataType, column: str) -> pa.Array:
     numbers = _parse(fields, column)
     if pa.types.is_decimal(type_):
-        return _decimals(fields, numbers, type_, column)
+        return _decimals(fields, numbers, type_)
     return _texts(fields, numbers)
 
 
@@ -79,8 +87,36 @@ def _parse(fields: Fields, column: str) -> _Numbers:
     return _Numbers(fields.data, fields.starts + _HEADER, count, weight, (header >> 16) & 0xFFFF, header & 0xFFFF)
 
 
-def _decimals(fields: Fields, numbers: _Numbers, type_: pa.DataType, column: str) -> pa.Array:
-    refuse(numbers.sign >= _NAN, "NaN or infinity in a numeric", column)
+def nearest_decimals(texts: list[str], type_: pa.DataType) -> pa.Array:
+    """Rounded half away from zero, as PostgreSQL rounds; the largest that there is; null for NaN."""
+    most = _most(type_)
+    return pa.array([_nearest_decimal(Decimal(text), most) for text in texts], type_)
+
+
+def _nearest_decimal(value: Decimal, most: Decimal) -> Decimal | None:
+    if value.is_nan():
+        return None
+    if abs(value) < most:
+        value = value.quantize(most, ROUND_HALF_UP, _EXACT)
+    return max(-most, min(value, most))
+
+
+def fits(value: Decimal, type_: pa.DataType) -> bool:
+    """Whether the decimal type holds this finite number exactly."""
+    most = _most(type_)
+    return abs(value) <= most and value == value.quantize(most, ROUND_HALF_UP, _EXACT)
+
+
+def _most(type_: pa.DataType) -> Decimal:
+    """The largest number of a decimal type."""
+    return Decimal((0, (9,) * type_.precision, -type_.scale))
+
+
+def _decimals(fields: Fields, numbers: _Numbers, type_: pa.DataType) -> pa.Array:
+    def nearest(rows: npt.NDArray[np.intp]) -> pa.Array:
+        return nearest_decimals([_one_text(numbers, row) for row in rows.tolist()], type_)
+
+    refuse(numbers.sign >= _NAN, NOT_FINITE, nearest)
     precision, scale = type_.precision, type_.scale
     negative = numbers.sign == _NEGATIVE
     if precision < _WORD_DIGITS and precision + -scale % 4 <= _WORD_DIGITS:
@@ -94,7 +130,7 @@ def _decimals(fields: Fields, numbers: _Numbers, type_: pa.DataType, column: str
         limbs, fits = _limbs(numbers, precision, scale, type_.bit_width // 32)
         _negate(limbs, negative)
         values = np.stack(limbs, axis=1).astype(np.uint32).view(np.int64)
-    refuse(~fits, f"numeric outside numeric({precision},{scale})", column)
+    refuse(~fits, outside(type_), nearest)
     return primitive(fields, type_, values)
 
 
@@ -102,8 +138,10 @@ def _word(numbers: _Numbers, precision: int, scale: int) -> tuple[_U64, npt.NDAr
     """``|value| * 10**scale`` where it has no more than `_WORD_DIGITS` digits, and where that is exact."""
     most = int(numbers.count.max(initial=0))
     value = _four_digits(numbers, 0)
+    small = np.True_  # whether the digits make no more than a word
     if most > 4:
         more = np.clip(numbers.count - 4, 0, 4)
+        small = (numbers.count <= 8) & (value < _TOO_MANY.take(more))
         value = value * _POWERS_10000.take(more) + _four_digits(numbers, 4)
     # The last digit's place, counted in base-10000 digits from the last one that the scale can need.
     shift = numbers.weight - numbers.count + (1 + -(-scale // 4))
@@ -111,9 +149,7 @@ def _word(numbers: _Numbers, precision: int, scale: int) -> tuple[_U64, npt.NDAr
     spare = 10 ** (-scale % 4)
     limits = np.array([(10**precision - 1) * spare // 10000**power for power in range(len(_POWERS_10000))], np.uint64)
     power = np.clip(shift, 0, len(_POWERS_10000) - 1)
-    fits = (shift == power) & (value <= limits.take(power))
-    if most > 8:
-        fits &= numbers.count <= 8
+    fits = (shift == power) & (value <= limits.take(power)) & small
     value *= _POWERS_10000.take(power)
     if spare == 1:
         return value, fits
@@ -123,6 +159,9 @@ def _word(numbers: _Numbers, precision: int, scale: int) -> tuple[_U64, npt.NDAr
 
 
 _POWERS_10000 = np.array([10000**power for power in range(5)], np.uint64)
+# What the first four digits must stay below for a word to hold them and 0 to 4 digits more.
+_TOO_MANY = np.array([(2**64) // 10000**more for more in range(1, 5)], np.uint64)
+_TOO_MANY = np.concatenate([np.array([2**64 - 1], np.uint64), _TOO_MANY])
 
 
 def _four_digits(numbers: _Numbers, first: int) -> _U64:

@@ -7,15 +7,19 @@ Slow beside the binary decoders, and as exact: the same Arrow values, the same r
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import date
 from decimal import Decimal
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from etl_dagster.arrow.fixed import refuse
+from etl_dagster.arrow.arrays import MANY_DIMENSIONS, Renumber, check_bounds
+from etl_dagster.arrow.fixed import bitmap, refuse
+from etl_dagster.arrow.moments import interval_values, refuse_far, refuse_long
+from etl_dagster.arrow.numbers import NOT_FINITE, fits, nearest_decimals, outside
 
 _EPOCH = date(1970, 1, 1).toordinal()
 _DAY_US = 86_400_000_000
@@ -27,32 +31,33 @@ _CLOCK = re.compile(r"([+-]?)(\d+):(\d\d):(\d\d)(?:\.(\d+))?$")
 _MONTHS = {"year": 12, "mon": 1, "day": 0}
 _ELEMENT = re.compile(r'"((?:[^"\\]|\\.)*)"|([^,{}"]+)', re.DOTALL)
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
-_MONTH_DAY_NANO = np.dtype([("months", np.int32), ("days", np.int32), ("nanoseconds", np.int64)])
+_INFINITE = {  # as the binary form has them
+    "infinity": (_INT32_MAX, _INT32_MAX, _INT64_MAX),
+    "-infinity": (-_INT32_MAX - 1, -_INT32_MAX - 1, -_INT64_MAX - 1),
+}
 
-Parser = Callable[[pa.Array, pa.DataType, str], pa.Array]
+Parser = Callable[[pa.Array, pa.DataType], pa.Array]
 
 
-def parse(texts: pa.Array, type_: pa.DataType, column: str) -> pa.Array:
+def parse(texts: pa.Array, type_: pa.DataType) -> pa.Array:
     """The values of an Arrow type that is no list.
 
     Raises:
-        ValueUnrepresentable: Values that the Arrow type cannot hold.
+        Misfits: Values that the Arrow type cannot hold.
     """
     parser = next((parser for applies, parser in _PARSERS if applies(type_)), _cast)
-    return parser(texts, type_, column)
+    return parser(texts, type_)
 
 
-def split_array_texts(texts: pa.Array, column: str) -> tuple[pa.Array, pa.Array]:
-    """List offsets, null where the list is, and the text of all elements one after another."""
+def split_array_texts(texts: pa.Array, renumber: Renumber | None = None) -> tuple[npt.NDArray[np.int32], pa.Array]:
+    """List offsets, and the text of all elements one after another; see `split_elements`."""
     values = texts.to_pylist()
-    _refuse(["{{" in _bare(text) for text in values], "multi-dimensional array", column)
-    _refuse([text is not None and text[0] == "[" for text in values], "array that does not count from 1", column)
-    offsets: list[int | None] = []
-    elements: list[str | None] = []
-    for text in values:
-        offsets.append(None if text is None else len(elements))
-        elements += () if text is None else _elements(text)
-    return pa.array([*offsets, len(elements)], pa.int32()), pa.array(elements, pa.string())
+    refuse(_mask("{{" in _bare(text) for text in values), MANY_DIMENSIONS)
+    check_bounds(_mask(text is not None and text[0] == "[" for text in values), renumber)
+    elements = [[] if text is None else _elements(text[text.index("{") :]) for text in values]
+    offsets = np.zeros(len(values) + 1, np.int32)
+    np.cumsum([len(some) for some in elements], out=offsets[1:])
+    return offsets, pa.array([text for some in elements for text in some], pa.string())
 
 
 def _bare(text: str | None) -> str:
@@ -67,45 +72,52 @@ def _elements(text: str) -> list[str | None]:
     ]
 
 
-def _refuse(bad: list[bool], what: str, column: str) -> None:
-    refuse(np.array(bad, np.bool_), what, column)
+def _mask(bad: Iterable[bool]) -> npt.NDArray[np.bool_]:
+    return np.array(list(bad), np.bool_)
 
 
-def _cast(texts: pa.Array, type_: pa.DataType, column: str) -> pa.Array:
+def _cast(texts: pa.Array, type_: pa.DataType) -> pa.Array:
     return texts.cast(type_)
 
 
-def _bools(texts: pa.Array, type_: pa.DataType, column: str) -> pa.Array:
+def _bools(texts: pa.Array, type_: pa.DataType) -> pa.Array:
     return pc.equal(texts, "t")
 
 
-def _json(texts: pa.Array, type_: pa.DataType, column: str) -> pa.Array:
+def _json(texts: pa.Array, type_: pa.DataType) -> pa.Array:
     return pa.ExtensionArray.from_storage(type_, texts)
 
 
-def _byteas(texts: pa.Array, type_: pa.DataType, column: str) -> pa.Array:
-    return pa.array([None if text is None else bytes.fromhex(text[2:]) for text in texts.to_pylist()], type_)
+def _byteas(texts: pa.Array, type_: pa.DataType) -> pa.Array:
+    return pa.array(
+        [None if text is None else bytes.fromhex(text.removeprefix("\\x")) for text in texts.to_pylist()], type_
+    )
 
 
-def _uuids(texts: pa.Array, type_: pa.DataType, column: str) -> pa.Array:
+def _uuids(texts: pa.Array, type_: pa.DataType) -> pa.Array:
     found = [None if text is None else bytes.fromhex(text.replace("-", "")) for text in texts.to_pylist()]
     return pa.ExtensionArray.from_storage(type_, pa.array(found, pa.binary(16)))
 
 
-def _decimals(texts: pa.Array, type_: pa.DataType, column: str) -> pa.Array:
-    values = texts.to_pylist()
-    _refuse([text is not None and text[-1] in "Ny" for text in values], "NaN or infinity in a numeric", column)
-    return pa.array([None if text is None else Decimal(text) for text in values], type_)
+def _decimals(texts: pa.Array, type_: pa.DataType) -> pa.Array:
+    values = [None if text is None else Decimal(text) for text in texts.to_pylist()]
+
+    def nearest(rows: npt.NDArray[np.intp]) -> pa.Array:
+        return nearest_decimals([texts[row].as_py() for row in rows.tolist()], type_)
+
+    refuse(_mask(value is not None and not value.is_finite() for value in values), NOT_FINITE, nearest)
+    refuse(_mask(value is not None and not fits(value, type_) for value in values), outside(type_), nearest)
+    return pa.array(values, type_)
 
 
-def _dates(texts: pa.Array, type_: pa.DataType, column: str) -> pa.Array:
+def _dates(texts: pa.Array, type_: pa.DataType) -> pa.Array:
     found = [None if text is None else _infinity(text, _INT32_MAX) or _moment(text)[0] for text in texts.to_pylist()]
     return pa.array(found, pa.int32()).view(type_)
 
 
-def _timestamps(texts: pa.Array, type_: pa.DataType, column: str) -> pa.Array:
+def _timestamps(texts: pa.Array, type_: pa.DataType) -> pa.Array:
     found = [None if text is None else _infinity(text, _INT64_MAX) or _micros(text) for text in texts.to_pylist()]
-    _refuse([value is not None and value > _INT64_MAX for value in found], "timestamp too far in the future", column)
+    refuse_far(_mask(value is not None and value > _INT64_MAX for value in found), type_)
     return pa.array(found, pa.int64()).view(type_)
 
 
@@ -138,20 +150,18 @@ def _time_of_day(text: str) -> int:
     return (int(hours) * 3600 + int(minutes) * 60 + int(whole)) * 1_000_000 + int(fraction.ljust(6, "0"))
 
 
-def _times(texts: pa.Array, type_: pa.DataType, column: str) -> pa.Array:
+def _times(texts: pa.Array, type_: pa.DataType) -> pa.Array:
     found = [None if text is None else _time_of_day(text) for text in texts.to_pylist()]
     return pa.array(found, pa.int64()).view(type_)
 
 
-def _intervals(texts: pa.Array, type_: pa.DataType, column: str) -> pa.Array:
+def _intervals(texts: pa.Array, type_: pa.DataType) -> pa.Array:
     values = [text or "" for text in texts.to_pylist()]
-    _refuse([text.endswith("infinity") for text in values], "infinite interval", column)
-    clocks = [_clock(text) for text in values]
-    too_long = [abs(clock) > _INT64_MAX // 1000 for clock in clocks]
-    _refuse(too_long, "interval with a time part beyond 292 years", column)
-    parts = [(*_units(text), clock * 1000) for text, clock in zip(values, clocks, strict=True)]
-    nulls = pa.py_buffer(np.packbits(texts.is_valid().to_numpy(zero_copy_only=False), bitorder="little"))
-    return pa.Array.from_buffers(type_, len(texts), [nulls, pa.py_buffer(np.array(parts, _MONTH_DAY_NANO))])
+    parts = [_INFINITE.get(text) or (*_units(text), _clock(text)) for text in values]
+    months, days, micros = np.array(parts, np.int64).reshape(-1, 3).T
+    refuse_long(_mask(text in _INFINITE for text in values), months, days, micros)
+    nulls = bitmap(texts.is_valid().to_numpy(zero_copy_only=False))
+    return pa.Array.from_buffers(type_, len(texts), [nulls, pa.py_buffer(interval_values(months, days, micros))])
 
 
 def _units(text: str) -> tuple[int, int]:

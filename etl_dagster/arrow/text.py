@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from etl_dagster.arrow.fixed import primitive, refuse, require_width, wrong_length
-from etl_dagster.errors import ValueUnrepresentable
 from etl_dagster.pgwire import Fields
 
 _INT32_MAX = 2**31 - 1
@@ -36,16 +36,28 @@ def binary_array(fields: Fields) -> pa.Array:
     return taken.cast(pa.binary()) if wide else taken
 
 
-def utf8_array(fields: Fields, column: str) -> pa.Array:
+def utf8_array(fields: Fields) -> pa.Array:
     """The values as text; a server whose encoding is SQL_ASCII may send what is not UTF-8."""
     values = binary_array(fields)
+
+    def nearest(rows: npt.NDArray[np.intp]) -> pa.Array:
+        return pa.array([values[row].as_py().decode(errors="replace") for row in rows.tolist()], pa.utf8())
+
     try:
         return values.cast(pa.utf8())
     except pa.ArrowInvalid:
-        raise ValueUnrepresentable(
-            f"Column {column!r} has text that is not valid UTF-8",
-            hint="Correct the text at the source, or leave the column or the table out",
-        ) from None
+        refuse(np.array([_is_damaged(value) for value in values]), "text that is not valid UTF-8", nearest)
+        raise
+
+
+def _is_damaged(value: pa.Scalar) -> bool:
+    if not value.is_valid:
+        return False
+    try:
+        value.as_py().decode()
+    except UnicodeDecodeError:
+        return True
+    return False
 
 
 def decode_bytea(fields: Fields, type_: pa.DataType, column: str) -> pa.Array:
@@ -53,20 +65,20 @@ def decode_bytea(fields: Fields, type_: pa.DataType, column: str) -> pa.Array:
 
 
 def decode_text(fields: Fields, type_: pa.DataType, column: str) -> pa.Array:
-    return utf8_array(fields, column)
+    return utf8_array(fields)
 
 
 def decode_json(fields: Fields, type_: pa.DataType, column: str) -> pa.Array:
-    return pa.ExtensionArray.from_storage(type_, utf8_array(fields, column))
+    return pa.ExtensionArray.from_storage(type_, utf8_array(fields))
 
 
 def decode_jsonb(fields: Fields, type_: pa.DataType, column: str) -> pa.Array:
     present = fields.present
     if (empty := fields.lengths == 0).any():
         raise wrong_length(fields, int(np.argmax(empty)), 1, column)
-    refuse(present & (fields.data[fields.starts] != _JSONB_VERSION), "jsonb of an unknown version", column)
+    refuse(present & (fields.data[fields.starts] != _JSONB_VERSION), "jsonb of an unknown version")
     text = Fields(fields.data, fields.starts + present, fields.lengths - present.astype(np.int32))
-    return pa.ExtensionArray.from_storage(type_, utf8_array(text, column))
+    return pa.ExtensionArray.from_storage(type_, utf8_array(text))
 
 
 def _single_chars() -> pa.Array:
