@@ -25,6 +25,7 @@ from etl_dagster.destinations.duckdb.encoding import duckdb_type  # noqa: E402
 from etl_dagster.destinations.memory.config import MemoryConfig  # noqa: E402
 from etl_dagster.errors import ErrorKind  # noqa: E402
 from etl_dagster.model import PgType, TypeKind  # noqa: E402
+from etl_dagster.model.choices import NumericRule, TableDefaults  # noqa: E402
 from etl_dagster.postgres.config import SourceConfig  # noqa: E402
 from etl_dagster.replication import lifecycle  # noqa: E402
 from etl_dagster.replication.policy import POLICY  # noqa: E402
@@ -52,7 +53,7 @@ def _fields(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str
 
 def _model(annotation: Any) -> type[BaseModel] | None:
     found = [part for part in _parts(annotation) if isinstance(part, type) and issubclass(part, BaseModel)]
-    return found[0] if found else None
+    return found[0] if found and found[0] is not NumericRule else None
 
 
 def _parts(annotation: Any) -> list[Any]:
@@ -74,7 +75,15 @@ def _plain(part: Any) -> str:
         return f"list of {_kind(get_args(part)[0])}"
     if isinstance(part, type) and issubclass(part, Enum):
         return ", ".join(f"`{member.value}`" for member in part)
-    names = {str: "text", SecretStr: "secret", int: "number", float: "number", bool: "true or false", Path: "path"}
+    names = {
+        NumericRule: "`text`, `decimal(p,s)`",
+        str: "text",
+        SecretStr: "secret",
+        int: "number",
+        float: "number",
+        bool: "true or false",
+        Path: "path",
+    }
     return names[part]
 
 
@@ -168,12 +177,13 @@ PARTS: dict[str, Callable[[], str]] = {
     "sqlite fields": lambda: fields(SqliteStoreConfig, "store."),
     "postgres store fields": lambda: fields(PostgresStoreConfig, "store."),
     "memory store fields": lambda: fields(MemoryStoreConfig, "store."),
+    "choice fields": lambda: fields(TableDefaults, "defaults."),
     "replication fields": lambda: fields(ReplicationSettings, "replication."),
     "types": types,
     "policy": policy,
     "lifecycle": diagram,
 }
-_TOP_LEVEL = {"name", "source", "destination", "store", "replication"}
+_TOP_LEVEL = {"name", "source", "destination", "store", "replication", "defaults", "tables"}
 
 
 def rendered(text: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ import yaml
 
 FieldPath = tuple[str | int, ...]
 
+_NULL, _TEXT = "tag:yaml.org,2002:null", "tag:yaml.org,2002:str"
 # `$${` is a literal `${`; the last alternative catches what is begun but not well formed.
 _REFERENCE = re.compile(
     r"(?P<literal>\$\$\{)|\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?P<default>:-(?:(?!\$\{)[^}])*)?\}|\$\{"
@@ -54,8 +55,12 @@ class Document:
         return next((self.lines[path[:n]] for n in range(len(path), -1, -1) if path[:n] in self.lines), None)
 
 
-def read(text: str, environ: Mapping[str, str]) -> Document:
-    """Parse one YAML document and fill in its references."""
+def read(text: str, environ: Mapping[str, str], is_word: Callable[[FieldPath], bool] = lambda _path: False) -> Document:
+    """Parse one YAML document and fill in its references.
+
+    Args:
+        is_word: Says of which fields the unquoted word ``null`` is the value, and not its absence.
+    """
     document = Document()
     loader = yaml.SafeLoader("")
     try:
@@ -63,6 +68,7 @@ def read(text: str, environ: Mapping[str, str]) -> Document:
         node = loader.get_single_node()
         if node is not None:
             _walk(document, node, (), ())
+            _spell_null(node, (), is_word)
             document.data = loader.construct_document(node)
     except yaml.YAMLError as error:
         document.problems.append(_syntax_problem(error))
@@ -83,6 +89,14 @@ def _walk(document: Document, node: yaml.Node, path: FieldPath, around: tuple[in
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
             _walk(document, value, (*path, index), (*around, id(node)))
+
+
+def _spell_null(node: yaml.Node, path: FieldPath, is_word: Callable[[FieldPath], bool]) -> None:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            _spell_null(value, (*path, key.value if isinstance(key.value, str) else "?"), is_word)
+    elif isinstance(node, yaml.ScalarNode) and node.tag == _NULL and node.value.lower() == "null" and is_word(path):
+        node.tag, node.value = _TEXT, "null"
 
 
 def _note_keys(document: Document, node: yaml.MappingNode, path: FieldPath) -> None:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from etl_dagster.config.document import Document, Problem, read
+from etl_dagster.config.document import Document, FieldPath, Problem, read
 from etl_dagster.config.model import PipelineConfig
 from etl_dagster.config.problems import problems
 from etl_dagster.destinations.config import DestinationConfig
@@ -38,13 +38,18 @@ def load_config(path: Path, environ: Mapping[str, str] | None = None) -> Pipelin
         ConfigError: Something is wrong; lists everything that is.
     """
     path = path.absolute()
-    document = read(_text(path), os.environ if environ is None else environ)
+    document = read(_text(path), os.environ if environ is None else environ, _is_value_policy)
     _require_fields(document)
     # Without the cause: what pydantic and YAML say of an error repeats values of the file.
     config = _validated(path, document)
     if document.problems or config is None:
         raise ConfigFileError(path, sorted(document.problems, key=lambda problem: problem.line or 0))
     return _anchored(config, path.parent)
+
+
+def _is_value_policy(path: FieldPath) -> bool:
+    """`values: null` names a policy; who leaves the field empty has not chosen one."""
+    return len(path) > 1 and path[0] in ("defaults", "tables") and path[-1] == "values"
 
 
 def _text(path: Path) -> str:

@@ -20,7 +20,8 @@ from pydantic_core import PydanticCustomError, PydanticKnownError
 from etl_dagster.destinations.config import DestinationConfig
 from etl_dagster.destinations.registry import destination_types, parse_destination
 from etl_dagster.errors import ConfigError
-from etl_dagster.model import FrozenModel
+from etl_dagster.model import FrozenModel, TableChoices
+from etl_dagster.model.choices import PatternText, TableChoice, TableDefaults
 from etl_dagster.postgres.config import SourceConfig
 from etl_dagster.settings import ReplicationSettings
 from etl_dagster.store.config import SqliteStoreConfig, StoreConfig
@@ -73,6 +74,13 @@ class PipelineConfig(FrozenModel):
         default_factory=_default_store, examples=[{"type": "sqlite", "path": ".etl/shop.sqlite"}]
     )
     replication: ReplicationSettings = Field(ReplicationSettings(), examples=[{"copy_connections": 4}])
+    defaults: TableDefaults = Field(TableDefaults(), examples=[{"landing": "soft_delete"}])
+    tables: dict[PatternText, TableChoice] = Field({}, examples=[{"public.orders": {"landing": "soft_delete"}}])
+
+    @property
+    def choices(self) -> TableChoices:
+        """What is chosen per table and per column."""
+        return TableChoices(defaults=self.defaults, tables=self.tables)
 
     @field_validator("source")
     @classmethod

@@ -55,6 +55,8 @@ _SHOWN = frozenset(
     ]
 )
 _SHOWN_LENGTH = 60
+# How pydantic says that a name in a group is meant, and not what it stands for.
+_KEY = "[key]"
 _SECRET_WORDS = ("password", "secret", "token", "key", "dsn", "credential")
 # For fields that bring no example of their own.
 _EXAMPLES: Mapping[str, Any] = {
@@ -76,17 +78,22 @@ _EXAMPLES: Mapping[str, Any] = {
     "key": "client.key",
     "type": "duckdb",
     "path": "shop.duckdb",
+    "heartbeat_seconds": 60,
 }
 
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """A field found in the models: its path in the file, its value there, and who declares it."""
+    """A field found in the models: its path in the file, its value there, and who declares it.
+
+    An entry of a group with free names is no field, but ``entry_of`` one; ``owner`` declares what stands in it.
+    """
 
     path: FieldPath
     value: Any
     owner: _Model | None
     field: FieldInfo | None
+    entry_of: FieldInfo | None = None
 
 
 def problems(error: ValidationError, model: _Model, document: Document) -> list[Problem]:
@@ -110,7 +117,8 @@ def _problems(
         if detail["type"] == "default_factory_not_called":  # follows from another problem
             continue
         union = ("type",) if detail["type"].startswith("union_tag") else ()
-        place = _locate((*detail["loc"], *union), model, data)
+        location = detail["loc"][:-1] if detail["loc"][-1:] == (_KEY,) else detail["loc"]
+        place = _locate((*location, *union), model, data)
         nested = detail.get("ctx", {}).get("error")
         if isinstance(nested, ValidationError):
             inner = _destination_model(nested.title)
@@ -124,6 +132,8 @@ def _problems(
 def _describe(detail: dict[str, Any], place: _Place, filled: bool) -> tuple[str, str]:
     kind, context = detail["type"], detail.get("ctx", {})
     name = str(place.path[-1]) if place.path else ""
+    if place.entry_of is not None:
+        return _describe_entry(detail, place)
     if kind == "extra_forbidden":
         return _unknown_field(name, place.owner)
     if kind == NESTED_ERROR and isinstance(context["error"], EtlError):
@@ -139,6 +149,17 @@ def _describe(detail: dict[str, Any], place: _Place, filled: bool) -> tuple[str,
     if kind == "missing":
         return text, right
     return text + _found(place.value, kind in _SHOWN and not filled and not _is_secret(place)), right
+
+
+def _describe_entry(detail: dict[str, Any], place: _Place) -> tuple[str, str]:
+    """What is wrong with an entry as a whole, or with its name."""
+    examples = place.entry_of.examples if place.entry_of else None
+    right = next((f"{name}: {_yaml(value)}" for group in examples or () for name, value in group.items()), "")
+    if detail["type"] == "value_error":
+        return str(detail["ctx"]["error"]), right
+    if detail["loc"][-1] == _KEY:
+        return "has a name that is not text: put it in quotes", right
+    return (_TEXTS.get(detail["type"]) or _lowered(detail["msg"])) + _found(place.value, shown=False), right
 
 
 def _lowered(message: str) -> str:
@@ -195,6 +216,8 @@ def _is_tag(place: _Place, name: str) -> bool:
 
 def _step(place: _Place, name: str | int) -> _Place:
     value = place.value[name] if _inside(place, name) else None
+    if place.field is not None and get_origin(place.field.annotation) is dict:
+        return _Place((*place.path, name), value, place.owner, None, place.field)
     if isinstance(name, int):
         return _Place((*place.path, name), value, place.owner, place.field)
     field = _named_fields(place.owner).get(name) if place.owner else None

@@ -18,7 +18,7 @@ MAX_PRECISION = 76
 
 _NUMERIC_OID = 1700
 _DECIMAL = re.compile(r"decimal\(\s*(\d{1,3})\s*,\s*(\d{1,3})\s*\)")
-_RULE_TEXT = "must be text, or decimal(precision, scale) with a precision of 1 to 76 and a scale of 0 to the precision"
+_RULE_TEXT = "must be text, or decimal(p,s) with 1 <= p <= 76 and 0 <= s <= p; between braces it has to stand in quotes"
 Choice = TypeVar("Choice")
 
 
@@ -29,16 +29,16 @@ class NumericRule(FrozenModel):
         decimal: Precision and scale; None: as text, which holds every digit.
     """
 
-    decimal: tuple[int, int] | None = None
+    decimal: tuple[int, int] | None = Field(None, examples=[(38, 9)])
 
     @model_validator(mode="before")
     @classmethod
     def _read(cls, value: Any) -> Any:
-        if not isinstance(value, str):
+        if isinstance(value, dict | NumericRule):
             return value
         if value == "text":
             return {}
-        if (found := _DECIMAL.fullmatch(value)) is None:
+        if not isinstance(value, str) or (found := _DECIMAL.fullmatch(value)) is None:
             raise ValueError(_RULE_TEXT)
         return {"decimal": (int(found[1]), int(found[2]))}
 
@@ -191,5 +191,5 @@ def _is_free_numeric(column: Column) -> bool:
 
 
 def _meant(name: str, known: Iterable[str]) -> str:
-    close = get_close_matches(name, dict.fromkeys(known), n=1)
+    close = get_close_matches(name, dict.fromkeys(known), n=1, cutoff=0.75)
     return f"; did you mean {close[0]}?" if close else ""

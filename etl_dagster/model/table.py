@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -131,6 +131,10 @@ class TableSchema(FrozenModel):
     membership: tuple[int, ...] = ()
     natts: int = 0
     landing: Landing = Landing.MIRROR
+
+    def altered(self, **changes: Any) -> Self:
+        """A copy with other fields; unlike ``model_copy`` it forgets what was derived from the former ones."""
+        return type(self)(**{name: getattr(self, name) for name in type(self).model_fields} | changes)
 
     @cached_property
     def key(self) -> tuple[Column, ...]:

@@ -151,7 +151,7 @@ retries: 3
             "16: replication.copy_connections must be less than or equal to 64, but is 100"
             " (for example `copy_connections: 2`)"
         ),
-        "17: retries is not a known field; known are destination, name, replication, source, store",
+        "17: retries is not a known field; known are defaults, destination, name, replication, source, store, tables",
     ]
 
 
