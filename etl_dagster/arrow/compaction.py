@@ -9,6 +9,9 @@ It asks one thing of a destination: delete first, insert afterwards, since it ma
 
 An update leaves out TOASTed values that it did not change. They are taken from the row's earlier changes, followed
 through its keys; what stands in none of them stays *unresolved*, to be taken from the row that the destination holds.
+
+Where deleted rows are kept, one that leaves its key stays there as a tombstone: an update to kind DELETE that changes
+no value. So its values are found as unchanged ones are.
 """
 
 from __future__ import annotations
@@ -20,6 +23,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from etl_dagster.arrow.fixed import array_of, mask_of
+from etl_dagster.arrow.taking import taking
 from etl_dagster.model import ChangeKind, ChangeSet, TableSchema
 
 # How many slots per change a direct lookup table may have before hashing the keys is cheaper.
@@ -39,12 +44,14 @@ class Unresolved:
         columns: For each column (by position) with unresolved values, the mask of rows that miss it.
         source_keys: The key under which the row stood before the batch: its own, if it never moved.
         origin_lsn: Commit of the change that moved the row onto its present key, 0 when it always stood there.
+        optional: Mask of tombstones, whose values may stay null when they are found nowhere.
     """
 
     rows: _Ints
     columns: Mapping[int, _Bools]
     source_keys: pa.Table
     origin_lsn: npt.NDArray[np.uint64]
+    optional: _Bools
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +59,10 @@ class Compacted:
     """The last state of each key that the changes touch.
 
     Attributes:
-        upserts: Rows that stand at their key in the end, the table's columns, one row per key.
-        kind: `ChangeKind` of the last change of each of them, like ``lsn``, ``ordinal`` and ``timestamp``.
+        upserts: Rows that stand at their key in the end, the table's columns, one row per key; and the tombstones, if
+            they were asked for.
+        kind: `ChangeKind` of the last change of each of them, like ``lsn``, ``ordinal`` and ``timestamp``; DELETE for
+            tombstones.
         deletes: Keys (in key order) at which no row stands in the end, with the change that emptied them.
     """
 
@@ -69,12 +78,19 @@ class Compacted:
     unresolved: Unresolved | None = None
 
 
-def compact(changes: Sequence[ChangeSet]) -> Compacted:
-    """Reduce change sets of one table, in commit order, to the last state of each key."""
-    return _Compaction(changes).result()
+def compact(changes: Sequence[ChangeSet], *, tombstones: bool = False) -> Compacted:
+    """Reduce change sets of one table and one schema, in commit order, to the last state of each key.
+
+    Args:
+        tombstones: Keys that no row stands at in the end are among the upserts instead of the deletes, with the values
+            that their row had.
+    """
+    return _Compaction(changes).result(tombstones)
 
 
 class _Compaction:
+    """Events are numbered: first all changes, as arrivals at their key, then the departures of those that moved."""
+
     def __init__(self, changes: Sequence[ChangeSet]) -> None:
         self.table = changes[0].table
         self.rows = pa.Table.from_batches([part.rows for part in changes])
@@ -86,97 +102,127 @@ class _Compaction:
         self.unchanged = _join_unchanged(changes)
         self.moved = _join_moved(changes)
         self.moves = np.flatnonzero(self.moved)
+        self.change_of = np.concatenate([np.arange(self.size), self.moves])
         self.keys = self._all_keys(changes)
 
     def _all_keys(self, changes: Sequence[ChangeSet]) -> pa.Table:
-        """Keys of all changes, then the old keys of those that moved."""
+        """The key of each event."""
         own = self.rows.select(list(self.table.key_indexes))
-        old = [part.old_keys.filter(pa.array(part.moved)) for part in changes if part.old_keys is not None]
+        old = [
+            part.old_keys.filter(mask_of(part.moved))
+            for part in changes
+            if part.old_keys is not None and part.moved is not None
+        ]
         if not old:
             return own
         moved = pa.Table.from_batches(old).rename_columns(own.column_names).cast(own.schema)
         return pa.concat_tables([own, moved])
 
-    def result(self) -> Compacted:
+    def result(self, tombstones: bool) -> Compacted:
         codes, count = key_codes(self.keys)
+        stands, gone = self._last_events(codes, count)
+        if tombstones:
+            stands, gone = np.concatenate([stands, gone]), gone[:0]
+            # In time a row departs from its old key before it arrives at the new one.
+            stands = stands[np.lexsort((stands < self.size, self.change_of[stands]))]
+        return self._collect(stands, gone, codes)
+
+    def _last_events(self, codes: _Ints, count: int) -> tuple[_Ints, _Ints]:
+        """The last events of all keys: those that leave a row there, in order, and those that leave none."""
         own, old = codes[: self.size], codes[self.size :]
         last = _last_by_code(own, count, np.arange(self.size))
         left = _last_by_code(old, count, np.arange(self.size, self.size + len(old)))
-        left_at = np.where(left >= 0, self._change_of(left), -1)
+        left_at = np.where(left >= 0, self.change_of[left], -1)
         final = last[(last >= 0) & (last >= left_at)]
-        stands = final[self.kind[final] != ChangeKind.DELETE]
-        gone = np.concatenate([final[self.kind[final] == ChangeKind.DELETE], left[(left >= 0) & (left_at > last)]])
-        return self._collect(np.sort(stands), gone, codes)
-
-    def _change_of(self, events: _Ints) -> _Ints:
-        """Which change an event belongs to; events from ``size`` on are departures from an old key."""
-        if not len(self.moves):
-            return events
-        departed = self.moves[np.clip(events - self.size, 0, None)]
-        return np.where(events >= self.size, departed, events)
+        deleted = self.kind[final] == ChangeKind.DELETE
+        return np.sort(final[~deleted]), np.concatenate([final[deleted], left[(left >= 0) & (left_at > last)]])
 
     def _collect(self, stands: _Ints, gone: _Ints, codes: _Ints) -> Compacted:
+        buried = self._buried()[stands]
         upserts, unresolved = self._pick(stands), None
-        if self.unchanged:
-            upserts, unresolved = self._resolve(upserts, stands, codes)
-        gone_at = self._change_of(gone)
+        if self.unchanged or buried.any():
+            upserts, unresolved = self._resolve(upserts, stands, buried, self._earlier(codes))
+        at, gone_at = self.change_of[stands], self.change_of[gone]
         return Compacted(
             table=self.table,
             upserts=upserts,
-            kind=self.kind[stands],
-            lsn=self.lsn[stands],
-            ordinal=self.ordinal[stands],
-            timestamp=self.timestamp[stands],
-            deletes=self.keys.take(pa.array(gone)),
+            kind=np.where(buried, np.int8(ChangeKind.DELETE), self.kind[at]),
+            lsn=self.lsn[at],
+            ordinal=self.ordinal[at],
+            timestamp=self.timestamp[at],
+            deletes=self.keys.take(array_of(gone)),
             delete_lsn=self.lsn[gone_at],
             delete_timestamp=self.timestamp[gone_at],
             unresolved=unresolved,
         )
 
+    def _buried(self) -> _Bools:
+        """The events after which no row stands at their key."""
+        return np.concatenate([self.kind == ChangeKind.DELETE, np.ones(len(self.moves), np.bool_)])
+
     def _pick(self, stands: _Ints) -> pa.Table:
+        if (stands >= self.size).any():
+            return self.rows.take(array_of(self.change_of[stands]))
         if len(stands) == self.size:
             return self.rows
         mask = np.zeros(self.size, np.bool_)
         mask[stands] = True
-        return self.rows.filter(pa.array(mask))
+        return self.rows.filter(mask_of(mask))
 
-    def _resolve(self, upserts: pa.Table, stands: _Ints, codes: _Ints) -> tuple[pa.Table, Unresolved | None]:
-        earlier = self._earlier(codes)
+    def _resolve(
+        self, upserts: pa.Table, stands: _Ints, buried: _Bools, earlier: _Ints
+    ) -> tuple[pa.Table, Unresolved | None]:
         missing: dict[int, _Bools] = {}
-        for column, mask in self.unchanged.items():
+        for column in self._open_columns(buried):
+            mask = self._left_out(column)
             source = _follow(earlier, mask)[stands]
-            filled = self.rows.column(column).take(pa.array(source))
+            filled = self.rows.column(column).take(taking(self.change_of[source], ~mask[source]))
             upserts = upserts.set_column(column, upserts.field(column), filled)
             if mask[source].any():
                 missing[column] = mask[source]
-        return upserts, self._unresolved(missing, stands, earlier) if missing else None
+        if (stands >= self.size).any():
+            for nth, column in enumerate(self.table.key_indexes):
+                own = self.keys.column(nth).take(array_of(stands))
+                upserts = upserts.set_column(column, upserts.field(column), own)
+        return upserts, self._unresolved(missing, stands, buried, earlier) if missing else None
 
-    def _unresolved(self, missing: Mapping[int, _Bools], stands: _Ints, earlier: _Ints) -> Unresolved:
+    def _open_columns(self, buried: _Bools) -> list[int]:
+        """The columns that have values to be taken from earlier changes."""
+        if not buried.any():
+            return list(self.unchanged)
+        return [column for column in range(len(self.table.columns)) if column not in self.table.key_indexes]
+
+    def _left_out(self, column: int) -> _Bools:
+        """The events that do not bring a value for the column; tombstones bring none."""
+        mask = self._buried()
+        if column in self.unchanged:
+            mask[: self.size] |= self.unchanged[column]
+        return mask
+
+    def _unresolved(self, missing: Mapping[int, _Bools], stands: _Ints, buried: _Bools, earlier: _Ints) -> Unresolved:
         rows = np.flatnonzero(np.logical_or.reduce(list(missing.values())))
-        first = _follow(earlier, np.ones(self.size, np.bool_))[stands[rows]]
-        arrival = _follow(earlier, ~self.moved)[stands[rows]]
-        source = np.where(self.moved[first], self.size + np.searchsorted(self.moves, first), first)
+        first = _follow(earlier, np.ones(len(earlier), np.bool_))[stands[rows]]
+        arrives = np.concatenate([self.moved, np.zeros(len(self.moves), np.bool_)])
+        arrival = _follow(earlier, ~arrives)[stands[rows]]
         return Unresolved(
             rows=rows,
             columns={column: mask[rows] for column, mask in missing.items()},
-            source_keys=self.keys.take(pa.array(source)),
-            origin_lsn=np.where(self.moved[arrival], self.lsn[arrival], np.uint64(0)),
+            source_keys=self.keys.take(array_of(first)),
+            origin_lsn=np.where(arrives[arrival], self.lsn[self.change_of[arrival]], np.uint64(0)),
+            optional=buried[rows],
         )
 
     def _earlier(self, codes: _Ints) -> _Ints:
-        """For each change the one before it of the same row, whatever key it had then; -1 when there is none."""
-        owner = np.concatenate([np.arange(self.size), self.moves])
-        departs = np.arange(len(codes)) >= self.size
-        # In time a row departs from its old key before it arrives at the new one.
-        order = np.lexsort((owner * 2 + ~departs, codes))
+        """For each event the one before it of the same row, whatever key it had then; -1 when there is none."""
+        events = np.arange(len(codes))
+        order = np.lexsort((self.change_of * 2 + (events < self.size), codes))
         before = np.full(len(codes), -1)
         same = codes[order][1:] == codes[order][:-1]
         before[order[1:][same]] = order[:-1][same]
-        entry = np.arange(self.size)
-        entry[self.moves] = self.size + np.arange(len(self.moves))
-        previous = np.where(self.kind == ChangeKind.UPDATE, before[entry], -1)
-        is_row = (previous >= 0) & (previous < self.size) & (self.kind[np.minimum(previous, self.size - 1)] != 3)
-        return np.where(is_row, previous, -1)
+        before[: self.size][self.kind == ChangeKind.INSERT] = -1
+        earlier = np.where((before >= 0) & ~self._buried()[before], before, -1)
+        earlier[self.moves] = events[self.size :]
+        return earlier
 
 
 def _join_unchanged(changes: Sequence[ChangeSet]) -> dict[int, _Bools]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from string import ascii_lowercase, ascii_uppercase
 
 from etl_dagster.errors import DestinationError, TableError
-from etl_dagster.model import CDC_COLUMNS, CopyTarget, TableSchema
+from etl_dagster.model import CDC_COLUMNS, UNCHANGED_COLUMN, CopyTarget, Landing, TableSchema
 
 _FOLD_ASCII = str.maketrans(ascii_uppercase, ascii_lowercase)
 
@@ -17,18 +17,20 @@ def fold_ascii(name: str) -> str:
 
 
 def require_mergeable(table: TableSchema) -> None:
-    """Raise `TableError` for a table that has no key to merge on."""
-    if not table.key:
+    """Raise `TableError` for a table that has no key to merge on and is not kept as a changelog."""
+    if not table.key and table.landing is not Landing.CHANGELOG:
         raise TableError(
             f"{table.id} has no key, so that its changes cannot be merged",
-            hint="Add a primary key, or choose a unique index with ALTER TABLE … REPLICA IDENTITY USING INDEX",
+            hint="Add a primary key, or choose a unique index with ALTER TABLE … REPLICA IDENTITY USING INDEX,"
+            " or set `landing: changelog` for the table",
             table=str(table.id),
         )
 
 
 def require_column_names(table: TableSchema, *, fold: Callable[[str], str] = str) -> None:
     """Raise `TableError` when column names collide with each other or with the CDC columns."""
-    names = [*(column.name for column in table.columns), *CDC_COLUMNS]
+    reserved = [*CDC_COLUMNS, UNCHANGED_COLUMN] if table.landing is Landing.CHANGELOG else CDC_COLUMNS
+    names = [*(column.name for column in table.columns), *reserved]
     seen: set[str] = set()
     for name in names:
         folded = fold(name)
