@@ -7,6 +7,7 @@
     ├── SourceError          the source database refuses or is not set up
     │   ├── SlotError        the replication slot is missing, lost, busy or ahead of us
     │   └── PublicationError the publication is missing or empty
+    │       └── PublicationTooNew it was made after the WAL that the slot has to read
     ├── ProtocolError        bytes that are not what the protocol promises
     ├── ValueUnrepresentable a value that the column's Arrow type cannot hold
     ├── TableError           one table cannot be replicated as it stands
@@ -91,6 +92,10 @@ class PublicationError(SourceError):
     """The publication cannot be used."""
 
     default_kind = ErrorKind.PUBLICATION
+
+
+class PublicationTooNew(PublicationError):
+    """The publication exists, but the server cannot decode WAL that is older than it (PostgreSQL 17 and before)."""
 
 
 class ProtocolError(EtlError):

@@ -7,6 +7,7 @@ from etl_dagster.errors import EtlError, SlotError, StateError
 from etl_dagster.model import Lsn
 from etl_dagster.replication.ports import SlotStatus, Source
 from etl_dagster.replication.report import Reporter
+from etl_dagster.replication.stream import passed
 from etl_dagster.replication.tables import COPYING_STATES, Tables
 from etl_dagster.store.base import SlotRecord, Store, TableRecord, TableState
 
@@ -27,11 +28,15 @@ def agree_on_slot(source: Source, store: Store, tables: Tables, reporter: Report
         )
     reason = _gap(record, status)
     if record is not None and reason is None:
-        return record
-    # The tables are marked before the slot is touched, so that a kill between the two cannot hide the gap.
+        end = source.current_position()
+        if passed(end, record.position) or identity.in_recovery:  # a standby comes back to where it was
+            return record
+        reason = (
+            f"the source ends at {end}, before {record.position} that it had come to: it was restored, or failed over "
+            "to a standby that lacked the newest changes"
+        )
     reason = reason or "the pipeline's state is new and knows nothing of what was copied before"
-    for table in tables.in_state(TableState.INIT, TableState.READY, *COPYING_STATES):
-        tables.recopy(table.table, reason, live=False, hint="The copy starts by itself")
+    _mark_all(tables, reason)
     if record is not None:
         reporter.notice(f"All tables are copied afresh: {reason}")
     slot = _usable_slot(source, status, identity.system_id)
@@ -39,11 +44,35 @@ def agree_on_slot(source: Source, store: Store, tables: Tables, reporter: Report
     return slot
 
 
+def begin_anew(source: Source, store: Store, tables: Tables, reporter: Reporter, reason: str) -> SlotRecord:
+    """Another slot in the place of one that cannot be read any more; all tables are copied afresh."""
+    _mark_all(tables, reason)
+    reporter.notice(f"All tables are copied afresh: {reason}")
+    source.drop_slot()
+    slot = _usable_slot(source, None, source.identify().system_id)
+    store.save_slot(slot)
+    return slot
+
+
+def _mark_all(tables: Tables, reason: str) -> None:
+    """Before the slot is touched, so that a kill between the two cannot hide the gap."""
+    for record in tables.in_state(TableState.INIT, TableState.READY, *COPYING_STATES):
+        tables.recopy(record.table, reason, live=False, hint="The copy starts by itself")
+    for record in tables.in_state(TableState.QUARANTINED):
+        tables.give_up_held(record.table)
+
+
 def agree_with_destination(destination: Destination, tables: Tables, slot: SlotRecord) -> None:
     """Copy afresh what the destination has lost, or has only in a state older than what was written."""
-    positions, copies = destination.positions(), destination.copies()
+    positions, copies, holds = destination.positions(), destination.copies(), destination.holds()
+    for table in holds.keys() - {record.table for record in tables.records.values() if record.held}:
+        destination.release_table(table)
     for record in list(tables.records.values()):
         table = record.table
+        if record.held:
+            if holds.get(table, -1) < slot.written or (record.copy_id is not None and record.copy_id not in copies):
+                tables.give_up_held(table)
+            continue
         begun = record.state in COPYING_STATES
         if begun and record.copy_id not in copies and not _finished(destination, tables, record, slot.position):
             tables.recopy(table, "the destination does not know its copy any more", live=record.live)

@@ -7,6 +7,7 @@ threads. Each chunk has a snapshot of its own and stands alone, so that any proc
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -54,6 +55,12 @@ class CopyJob:
     def done(self) -> bool:
         """Everything is staged."""
         return self.barrier is None and all(chunk.done for chunk in self.chunks.values())
+
+    @property
+    def replaced(self) -> Counter[str]:
+        """Values that the policy replaced in the chunks; what is read again had been counted then."""
+        chunks = self.chunks.values() if self.reread is None else ()
+        return sum((Counter(chunk.replaced) for chunk in chunks), Counter())
 
     @property
     def end_lsn(self) -> Lsn:
@@ -211,9 +218,17 @@ class Copier:
             batches = _same_file(reader, chunk, job.table.id)
             rows = self._destination.write_table_rows(
                 job.target,
-                ChunkRows(chunk.chunk_id, job.seen_lsn, reader.taken_at, batches, reread=job.reread is not None),
+                ChunkRows(
+                    chunk.chunk_id,
+                    job.seen_lsn,
+                    reader.taken_at,
+                    batches,
+                    reread=job.reread is not None,
+                    snapshot=reader.snapshot,
+                ),
             )
-            finished = chunk.model_copy(update={"rows": rows, "seen_lsn": reader.seen_lsn})
+            update = {"rows": rows, "seen_lsn": reader.seen_lsn, "replaced": dict(reader.replaced)}
+            finished = chunk.model_copy(update=update)
         if job.reread is None:
             self._store.finish_chunk(job.target.copy_id, finished)
         return finished

@@ -20,20 +20,20 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from etl_dagster.destinations.base import Destination
-from etl_dagster.errors import EtlError
-from etl_dagster.model import CopyTarget, EventBatch, Lsn, TableEvents, TableId, TableSchema
-from etl_dagster.replication.agreement import agree_on_slot, agree_with_destination
+from etl_dagster.errors import EtlError, PublicationTooNew
+from etl_dagster.model import CopyTarget, EventBatch, Lsn, TableChoices, TableEvents, TableId, TableSchema
+from etl_dagster.replication.agreement import agree_on_slot, agree_with_destination, begin_anew
 from etl_dagster.replication.copying import Copier, CopyJob, RelationRewritten
 from etl_dagster.replication.policy import Action, action_for
 from etl_dagster.replication.ports import Source, Window
+from etl_dagster.replication.quarantine import Quarantine
+from etl_dagster.replication.refresh import Catalogue
 from etl_dagster.replication.report import BatchReport, LogReporter, Reporter
 from etl_dagster.replication.stream import WindowSizer, passed, pieces
-from etl_dagster.replication.tables import COPYING_STATES, Tables, difference
+from etl_dagster.replication.tables import COPYING_STATES, Tables
 from etl_dagster.retry import Retrier
 from etl_dagster.settings import ReplicationSettings
 from etl_dagster.store.base import Store, TableRecord, TableState
-
-_UNKNOWN_LSN = Lsn(2**63)
 
 
 class Stop(Protocol):
@@ -52,6 +52,8 @@ class Replicator:
 
     Args:
         owner: What the destination knows the pipeline by.
+        choices: How each table lands, and what becomes of values that cannot be held.
+        heartbeat_seconds: How often to write a message into the source's WAL; None for never.
 
     Raises:
         SourceError, DestinationError, StateError: on entering and from every call, once retries are used up or when
@@ -67,8 +69,12 @@ class Replicator:
         settings: ReplicationSettings | None = None,
         reporter: Reporter | None = None,
         owner: str = "",
+        choices: TableChoices | None = None,
+        heartbeat_seconds: float | None = None,
     ) -> None:
         self._owner = owner
+        self._choices = choices or TableChoices()
+        self._heartbeat_seconds = heartbeat_seconds
         self._source = source
         self._destination = destination
         self._store = store
@@ -77,10 +83,7 @@ class Replicator:
         self._sizer = WindowSizer(self._settings)
         self._piece_bytes = min(self._settings.piece_bytes, destination.capabilities.piece_bytes)
         self._woken = threading.Event()
-        self._refreshed_at = 0.0
-        # Tables whose schema in the stream contradicts the one known: their copy begins past this position, where the
-        # catalogue's schema is the stream's too.
-        self._not_before: dict[TableId, Lsn] = {}
+        self._refreshed_at = self._beaten_at = 0.0
         self._stack = ExitStack()
         self._retrier = Retrier("the stream", when=_worth_retrying)
 
@@ -102,10 +105,18 @@ class Replicator:
                 self._source, self._destination, self._store, self._settings, self._reporter, self._woken.set
             )
             stack.callback(self._copier.close)
+            self._catalogue = Catalogue(
+                self._source, self._destination, self._tables, self._copier, self._choices, self._reporter
+            )
+            self._quarantine = Quarantine(
+                self._destination, self._tables, self._catalogue, self._choices, self._piece_bytes
+            )
             # What lives by now stays: without it, looking for garbage among imported modules takes 4 % of a copy.
             gc.freeze()
             stack.callback(gc.unfreeze)
             self._refresh()
+            for problem in self._choices.unmatched(self._tables.schemas.values()):
+                self._reporter.notice(problem)
             self._resume_copies()
             self._stack = stack.pop_all()
         return self
@@ -159,15 +170,20 @@ class Replicator:
         """Give every table that waits for its copy an empty staging area and a change log, from this position on."""
         begun = []
         for record in self._tables.in_state(TableState.INIT):
-            if self.position < self._not_before.get(record.table, 0) or record.table not in self._tables.schemas:
+            if not self._catalogue.may_begin(record.table, self.position):
                 continue
             schema = self._tables.schemas[record.table]
             target = CopyTarget(schema, f"{schema.oid}_{uuid.uuid4().hex[:12]}")
             self._destination.truncate_table(target)
             self._tables.move(
-                record.table, TableState.COPYING, live=record.live, copy_id=target.copy_id, copy_start=self.position
+                record.table,
+                TableState.COPYING,
+                live=record.live,
+                copy_id=target.copy_id,
+                copy_start=self.position,
+                replaced={},
             )
-            self._not_before.pop(record.table, None)
+            self._catalogue.begun(record.table)
             begun.append(target)
         self._copier.start(begun, self.position)
         return [target.table.id for target in begun]
@@ -176,17 +192,35 @@ class Replicator:
         """One pass of the loop; False when there was nothing to do."""
         if monotonic() - self._refreshed_at >= self._settings.refresh_seconds:
             self._refresh()
+        self._beat()
         self._adopt_requests()
+        resumed = self._resume_quarantined()
         begun = self.begin_copies()
         applied = self._apply_window()
+        followed = self._catalogue.follow_silent(self.position)
         copied = self._move_copies()
-        return bool(begun) or applied or copied
+        return bool(resumed or begun) or applied or followed or copied
 
     def _adopt_requests(self) -> None:
         if self._tables.adopt_requests():
             for record in self._tables.in_state(TableState.INIT):
                 self._copier.drop(record.table)
             self._refresh()
+
+    def _resume_quarantined(self) -> Sequence[TableId]:
+        wanted = [record for record in self._tables.in_state(TableState.QUARANTINED) if record.resume]
+        for record in wanted:
+            self._quarantine.bring_back(record, self.position)
+        return [record.table for record in wanted]
+
+    def _beat(self) -> None:
+        if self._heartbeat_seconds is not None and monotonic() - self._beaten_at >= self._heartbeat_seconds:
+            self._source.heartbeat()
+            self._beaten_at = monotonic()
+
+    def _refresh(self) -> None:
+        self._catalogue.refresh(self.position)
+        self._refreshed_at = monotonic()
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
@@ -210,18 +244,26 @@ class Replicator:
 
     def _treat(self, error: EtlError) -> float:
         """Seconds to wait before going on; raises the error when nothing but a human can help."""
-        action = action_for(error)
-        if action is Action.QUARANTINE and (table := self._known(error.table)) is not None:
-            try:
-                outdated = self._outdated(table)
-            except EtlError as unreachable:
-                return self._treat(unreachable)
-            if not outdated:
-                self._tables.quarantine(table, error.message, error.hint or f"Mend the cause, then re-sync {table}")
-            return 0.0
+        table = self._known(error.table)
+        try:
+            if isinstance(error, PublicationTooNew):
+                self._begin_anew(error)
+                return 0.0
+            if action_for(error) is Action.QUARANTINE and table is not None:
+                if not self._outdated(table):
+                    self._quarantine.take_out(table, error, self.position)
+                return 0.0
+        except EtlError as second:
+            error = second
         wait = self._retrier.failed(error)
         self._reporter.notice(f"{error.message}; next try in {wait:.1f} s")
         return wait
+
+    def _begin_anew(self, error: EtlError) -> None:
+        for table in list(self._copier.jobs):
+            self._copier.drop(table)
+        self._slot = begin_anew(self._source, self._store, self._tables, self._reporter, error.message)
+        self._refresh()
 
     def _outdated(self, table: TableId) -> bool:
         """Whether what failed is no longer the table we know, which leads to a fresh copy."""
@@ -243,7 +285,11 @@ class Replicator:
         routes = self._tables.routes()
         began = monotonic()
         clock = _ReadClock()
-        window = self._source.window(self._tables.stream_schemas(routes), upto, self._sizer.limit, after=start)
+        schemas = self._tables.stream_schemas(routes)
+        held = [oid for oid, schema in schemas.items() if routes[schema.id].held]
+        window = self._source.window(
+            schemas, upto, self._sizer.limit, after=start, look=self._catalogue.look, held=held
+        )
         changes: Mapping[TableId, int] = {}
         contents = clock.timed(pieces(window, routes, self._piece_bytes))
         first = next(contents, None)
@@ -253,7 +299,7 @@ class Replicator:
         seconds = monotonic() - began
         if not window.complete:
             self._sizer.learn(window.changes, seconds, window.reread_bytes)
-        self._mark_drifted(window)
+        self._take_notice(window)
         self._advance(window, wrote=first is not None)
         self._reporter.batch_applied(
             BatchReport(
@@ -266,6 +312,7 @@ class Replicator:
                 write_seconds=seconds - clock.seconds,
                 newest_commit=window.newest_commit,
                 finished_at=datetime.now(UTC),
+                replaced=window.replaced,
             )
         )
         return True
@@ -283,14 +330,14 @@ class Replicator:
         self._slot = self._slot.model_copy(update={**changes, "updated_at": datetime.now(UTC)})
         self._store.save_slot(self._slot)
 
-    def _mark_drifted(self, window: Window) -> None:
-        """Copy tables afresh whose schema has changed; readers keep what they have until the copy is there."""
+    def _take_notice(self, window: Window) -> None:
+        """Of tables that changed their columns, and of values that the policy replaced."""
+        for table, replaced in window.replaced.items():
+            self._tables.count_replaced(table, replaced)
+        for schema in window.evolved.values():
+            self._catalogue.evolved(schema, window.position)
         for table, reason in window.drifted.items():
-            self._copier.drop(table)
-            self._tables.recopy(table, f"its schema changed in the source: {reason}", live=False)
-            self._not_before[table] = _UNKNOWN_LSN
-        if window.drifted:
-            self._refresh()
+            self._catalogue.drifted(table, reason, self.position)
 
     # -- copies -------------------------------------------------------------------------------------------------------
 
@@ -329,6 +376,7 @@ class Replicator:
                 copy_start=record.copy_start,
                 copy_end=end,
             )
+            self._tables.count_replaced(job.table.id, job.replaced)
         else:
             self._tables.amend(job.table.id, copy_end=end)
 
@@ -359,39 +407,6 @@ class Replicator:
         self._tables.move(record.table, TableState.READY, rows=result.rows)
         return True
 
-    # -- the publication ----------------------------------------------------------------------------------------------
-
-    def _refresh(self) -> None:
-        """Follow the publication: tables that joined, left, or were made anew."""
-        published = self._source.tables()
-        read_at = self._source.current_position()
-        for table, schema in published.items():
-            self._refresh_table(table, schema, read_at)
-        for table, record in list(self._tables.records.items()):
-            if table not in published and record.state is not TableState.REMOVED:
-                self._copier.drop(table)
-                self._tables.move(table, TableState.REMOVED, reason="it is not in the publication")
-        self._refreshed_at = monotonic()
-
-    def _refresh_table(self, table: TableId, schema: TableSchema, read_at: Lsn) -> None:
-        record, known = self._tables.records.get(table), self._tables.schemas.get(table)
-        change = difference(known, schema) if known is not None else ""
-        if record is None:
-            self._tables.add(table)
-        elif record.state is TableState.REMOVED:
-            self._tables.recopy(table, "it is in the publication again", live=False)
-        elif change and record.state is not TableState.QUARANTINED and _holds_rows(record):
-            self._copier.drop(table)
-            self._tables.recopy(table, change, live=False)
-        if self._tables.records[table].state is not TableState.INIT:
-            return
-        if not schema.key:
-            self._tables.quarantine(table, *_no_key(schema))
-            return
-        self._tables.save_schema(schema, self.position)
-        if change or self._not_before.get(table) == _UNKNOWN_LSN:
-            self._not_before[table] = read_at
-
 
 class _ReadClock:
     """Time spent in an iterator, as opposed to in whoever consumes it."""
@@ -411,19 +426,3 @@ class _ReadClock:
 
 def _worth_retrying(error: Exception) -> bool:
     return isinstance(error, EtlError) and action_for(error) is Action.RETRY
-
-
-def _holds_rows(record: TableRecord) -> bool:
-    """Whether anything at the destination has the schema known so far."""
-    return record.live or record.state is not TableState.INIT
-
-
-def _no_key(schema: TableSchema) -> tuple[str, str]:
-    name = f'"{schema.id.schema}"."{schema.id.name}"'
-    reason = "it has no key, so that updates and deletes cannot be matched to rows"
-    hint = (
-        f"Add a primary key (ALTER TABLE {name} ADD PRIMARY KEY (...)), or name a unique index of NOT NULL columns "
-        f"(ALTER TABLE {name} REPLICA IDENTITY USING INDEX ...), or exclude the table from the publication; then "
-        "re-sync it"
-    )
-    return reason, hint

@@ -28,7 +28,10 @@ MOVES: Mapping[_Move, str] = (
         (COPYING, INIT): "the copy starts over",
         (COPIED, INIT): "the copy starts over",
         (READY, INIT): "re-sync",
-        (QUARANTINED, INIT): "released by the operator",
+        (QUARANTINED, INIT): "a fresh copy was asked for",
+        (QUARANTINED, COPYING): "resumed where its copy stopped",
+        (QUARANTINED, COPIED): "resumed where its copy stopped",
+        (QUARANTINED, READY): "resumed where it stopped",
         (REMOVED, INIT): "published again",
     }
     | {(state, QUARANTINED): "cannot go on" for state in TableState if state is not QUARANTINED}
@@ -36,25 +39,28 @@ MOVES: Mapping[_Move, str] = (
 )
 
 _NO_COPY: Mapping[str, Any] = {"copy_id": None, "copy_start": None, "copy_end": None}
+_NOT_HELD: Mapping[str, Any] = {"held": False, "resume": False}
 # What a move into the state sets unless the caller says otherwise. A table that was not fed for a while is no longer
-# live: only a new copy makes it true again, until then readers see it as it was left.
+# live, unless its changes are held: only a new copy makes it true again, until then readers see it as it was left.
 _ENTERING: Mapping[TableState, Mapping[str, Any]] = {
-    INIT: _NO_COPY,
-    COPYING: {"copy_end": None},
-    COPIED: {},
-    READY: {**_NO_COPY, "live": True},
-    QUARANTINED: {**_NO_COPY, "live": False},
-    REMOVED: {**_NO_COPY, "live": False},
+    INIT: {**_NO_COPY, **_NOT_HELD},
+    COPYING: {"copy_end": None, **_NOT_HELD},
+    COPIED: _NOT_HELD,
+    READY: {**_NO_COPY, **_NOT_HELD, "live": True},
+    QUARANTINED: {**_NO_COPY, **_NOT_HELD, "live": False},
+    REMOVED: {**_NO_COPY, **_NOT_HELD, "live": False},
 }
 # What is true of every record in the state: for each field, whether it is set. Fields not named are free.
 INVARIANTS: Mapping[TableState, Mapping[str, bool]] = {
-    INIT: {"copy_id": False, "copy_start": False, "copy_end": False},
-    COPYING: {"copy_id": True, "copy_start": True, "copy_end": False},
-    COPIED: {"copy_id": True, "copy_start": True, "copy_end": True},
-    READY: {"copy_id": False, "copy_start": False, "copy_end": False, "live": True},
-    QUARANTINED: {"copy_id": False, "copy_start": False, "copy_end": False, "live": False, "reason": True},
-    REMOVED: {"copy_id": False, "copy_start": False, "copy_end": False, "live": False},
+    INIT: {"copy_id": False, "copy_start": False, "copy_end": False, "held": False},
+    COPYING: {"copy_id": True, "copy_start": True, "copy_end": False, "held": False},
+    COPIED: {"copy_id": True, "copy_start": True, "copy_end": True, "held": False},
+    READY: {"copy_id": False, "copy_start": False, "copy_end": False, "live": True, "held": False},
+    QUARANTINED: {"reason": True},
+    REMOVED: {"copy_id": False, "copy_start": False, "copy_end": False, "live": False, "held": False},
 }
+# Without its changes nothing that a quarantined table has could ever be gone on with.
+_NOT_HELD_INVARIANTS: Mapping[str, bool] = {"copy_id": False, "live": False, "resume": False}
 
 
 def move(record: TableRecord, to: TableState, **changes: Any) -> TableRecord:
@@ -99,9 +105,12 @@ def _changed(record: TableRecord, changes: Mapping[str, Any]) -> TableRecord:
 
 
 def _check(record: TableRecord) -> None:
+    wanted_fields = dict(INVARIANTS[record.state])
+    if record.state is QUARANTINED and not record.held:
+        wanted_fields |= _NOT_HELD_INVARIANTS
     broken = [
         f"{name} {'is missing' if wanted else 'is set'}"
-        for name, wanted in INVARIANTS[record.state].items()
+        for name, wanted in wanted_fields.items()
         if _is_set(getattr(record, name)) is not wanted
     ]
     if broken:

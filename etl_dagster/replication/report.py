@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Protocol
 
-from etl_dagster.model import Lsn, TableId
+from etl_dagster.model import Lsn, TableId, TableSchema
 from etl_dagster.store.base import TableRecord
 
 logger = logging.getLogger("etl_dagster")
@@ -22,6 +23,7 @@ class BatchReport:
         start: Position before the batch.
         position: Position after it.
         changes: Changes applied per table; tables without any are left out.
+        replaced: By table and column, values that the policy replaced.
         read_seconds: Time spent reading and decoding.
         write_seconds: Time spent in the destination.
         newest_commit: Commit time of the newest transaction in it; None when it held none.
@@ -37,6 +39,7 @@ class BatchReport:
     write_seconds: float
     newest_commit: datetime | None
     finished_at: datetime
+    replaced: Mapping[TableId, Mapping[str, int]] = field(default_factory=dict)
 
     @property
     def lag_seconds(self) -> float:
@@ -73,6 +76,10 @@ class Reporter(Protocol):
 
     def batch_applied(self, batch: BatchReport) -> None: ...
 
+    def schema_changed(self, table: TableId, schema: TableSchema, what: str) -> None:
+        """A live table has other columns from here on; ``what`` says which, for people."""
+        ...
+
     def notice(self, message: str) -> None:
         """Something the operator should know: what a copy waits for, a retry, a lost slot."""
         ...
@@ -108,19 +115,24 @@ class LogReporter:
                 batch.lag_seconds,
             )
 
+    def schema_changed(self, table: TableId, schema: TableSchema, what: str) -> None:
+        logger.info("%s: %s", table, what)
+
     def notice(self, message: str) -> None:
         logger.warning("%s", message)
 
 
 @dataclass(slots=True)
 class TableSummary:
-    """What a run did to one table."""
+    """What a run did to one table; ``schema`` is the newest one if it changed."""
 
     changes: int = 0
     copied_rows: int | None = None
     first: Lsn | None = None
     last: Lsn | None = None
     lag_seconds: float = 0.0
+    replaced: Counter[str] = field(default_factory=Counter)
+    schema: TableSchema | None = None
 
 
 @dataclass(slots=True)
@@ -164,6 +176,11 @@ class RunSummary:
             summary.first = summary.first or batch.start
             summary.last = batch.position
             summary.lag_seconds = batch.lag_seconds
+        for table, replaced in batch.replaced.items():
+            self._table(table).replaced.update(replaced)
+
+    def schema_changed(self, table: TableId, schema: TableSchema, what: str) -> None:
+        self._table(table).schema = schema
 
     def notice(self, message: str) -> None:
         self.notices.append(message)
@@ -186,6 +203,10 @@ class FanOut:
     def batch_applied(self, batch: BatchReport) -> None:
         for reporter in self._reporters:
             reporter.batch_applied(batch)
+
+    def schema_changed(self, table: TableId, schema: TableSchema, what: str) -> None:
+        for reporter in self._reporters:
+            reporter.schema_changed(table, schema, what)
 
     def notice(self, message: str) -> None:
         for reporter in self._reporters:

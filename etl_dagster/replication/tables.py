@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from etl_dagster.model import Column, CopyTarget, Lsn, Route, TableId, TableSchema
+from etl_dagster.model import CopyTarget, Lsn, Route, TableId, TableSchema
 from etl_dagster.replication.lifecycle import amend, move
 from etl_dagster.replication.report import Reporter
 from etl_dagster.store.base import Store, TableMapping, TableRecord, TableState
@@ -53,15 +54,34 @@ class Tables:
         else:
             self.move(table, TableState.INIT, **changes)
 
-    def quarantine(self, table: TableId, reason: str, hint: str) -> None:
-        """Take a table out; a second cause replaces the first one."""
-        if self.records[table].state is TableState.QUARANTINED:
-            self.amend(table, reason=reason, hint=hint)
-        else:
-            self.move(table, TableState.QUARANTINED, reason=reason, hint=hint)
+    def quarantine(self, table: TableId, reason: str, hint: str, *, hold: bool) -> None:
+        """Take a table out; a second cause replaces the first one.
+
+        Args:
+            hold: Its changes are kept from here on, so that what it has can be gone on with.
+        """
+        record = self.records[table]
+        if record.state is TableState.QUARANTINED:
+            self.amend(table, reason=reason, hint=hint, resume=False)
+            return
+        kept = {name: getattr(record, name) for name in ("copy_id", "copy_start", "copy_end", "live")}
+        self.move(table, TableState.QUARANTINED, reason=reason, hint=hint, **({**kept, "held": True} if hold else {}))
+
+    def resume(self, table: TableId) -> TableRecord:
+        """Put a table whose changes were held back to where it was taken out."""
+        record = self.records[table]
+        if record.copy_id is None:
+            return self.move(table, TableState.READY)
+        to = TableState.COPYING if record.copy_end is None else TableState.COPIED
+        return self.move(table, to, live=record.live)
+
+    def give_up_held(self, table: TableId) -> None:
+        """What was kept for a quarantined table is of no use any more: only a fresh copy brings it back."""
+        changes = {"copy_id": None, "copy_start": None, "copy_end": None, "live": False, "held": False, "resume": False}
+        self.amend(table, hint=f"Its changes meanwhile are gone: mend the cause, then re-sync {table}", **changes)
 
     def adopt_requests(self) -> bool:
-        """Take over what another process asked for by putting a record back to `TableState.INIT`.
+        """Take over what another process asked for: records put back to `TableState.INIT`, or to be resumed.
 
         Returns:
             Whether there was anything.
@@ -69,7 +89,7 @@ class Tables:
         adopted = False
         for table, stored in self._store.tables().items():
             known = self.records.get(table)
-            if known and stored.state is TableState.INIT and known.state is not TableState.INIT:
+            if known and _is_request(stored, known):
                 self.records[table] = stored
                 self._reporter.table_changed(stored)
                 adopted = True
@@ -93,9 +113,20 @@ class Tables:
         routes = {}
         for record in self.records.values():
             log = self.copy_target(record) if record.state in COPYING_STATES else None
-            if (record.live or log) and record.table in self.schemas:
+            if record.table not in self.schemas:
+                continue
+            if record.held:
+                routes[record.table] = Route(live=False, held=True)
+            elif record.live or log:
                 routes[record.table] = Route(live=record.live, log=log)
         return routes
+
+    def count_replaced(self, table: TableId, replaced: Mapping[str, int]) -> None:
+        """Add to the values that the policy replaced."""
+        if any(replaced.values()):
+            total = Counter(self.records[table].replaced)
+            total.update(replaced)
+            self.amend(table, replaced=dict(total))
 
     def stream_schemas(self, routed: Iterable[TableId]) -> Mapping[int, TableSchema]:
         """Schemas by relation OID, as the decoder of the stream needs them."""
@@ -114,29 +145,7 @@ class Tables:
         return record
 
 
-def difference(known: TableSchema, now: TableSchema) -> str:
-    """What the catalogue says now that makes the rows copied by ``known`` untrue; empty when nothing does."""
-    if known.oid != now.oid:
-        return "it was dropped and created again in the source"
-    if _left_publication(known.membership, now.membership):
-        return "it was out of the publication for a while, and its changes then are lost"
-    if known.row_filter != now.row_filter:
-        return "the publication's row filter changed"
-    if [_identity(column) for column in known.columns] != [_identity(column) for column in now.columns]:
-        return "its columns or its key changed in the source"
-    return ""
-
-
-def _left_publication(known: tuple[int, ...], now: tuple[int, ...]) -> bool:
-    """The first number is the publication's, the others those of entries that make the table its member.
-
-    One entry that is still there has been there all along.
-    """
-    if not known or not now:
-        return False
-    return known[0] != now[0] or (known[1:] != now[1:] and not set(known[1:]) & set(now[1:]))
-
-
-def _identity(column: Column) -> tuple[object, ...]:
-    type_ = column.type
-    return (column.attnum, column.name, type_.declared_oid, type_.oid, type_.typmod, column.key_ordinal)
+def _is_request(stored: TableRecord, known: TableRecord) -> bool:
+    if stored.state is TableState.INIT:
+        return known.state is not TableState.INIT
+    return stored.resume and not known.resume and known.state is TableState.QUARANTINED

@@ -75,6 +75,7 @@ class ChunkRecord(FrozenModel):
         estimated_rows: Rows that the planner expects.
         rows: Rows staged; None until the chunk is done.
         seen_lsn: WAL insert position after the chunk's snapshot; None until the chunk is done.
+        replaced: Values that the policy replaced, by column.
     """
 
     chunk_id: str
@@ -85,6 +86,7 @@ class ChunkRecord(FrozenModel):
     last_block: int | None = None
     rows: int | None = None
     seen_lsn: Lsn | None = None
+    replaced: dict[str, int] = Field(default_factory=dict)
 
     @property
     def done(self) -> bool:

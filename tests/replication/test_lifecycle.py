@@ -24,7 +24,7 @@ RECORDS = {
 }
 BRINGS: dict[TableState, dict[str, Any]] = {
     TableState.COPYING: COPY,
-    TableState.COPIED: {"copy_end": Lsn(9)},
+    TableState.COPIED: {**COPY, "copy_end": Lsn(9)},
     TableState.QUARANTINED: {"reason": "a value does not fit"},
 }
 LEGAL = {
@@ -32,7 +32,7 @@ LEGAL = {
     "copying": {"copied", "init", "quarantined", "removed"},
     "copied": {"ready", "copying", "init", "quarantined", "removed"},
     "ready": {"init", "quarantined", "removed"},
-    "quarantined": {"init", "removed"},
+    "quarantined": {"init", "copying", "copied", "ready", "removed"},
     "removed": {"init", "quarantined"},
 }
 
@@ -78,6 +78,16 @@ def test_a_table_taken_out_is_no_longer_fed_until_it_was_copied_again() -> None:
     assert (record.live, released.live, released.reason, released.hint) == (False, False, "", "")
 
 
+def test_a_table_whose_changes_are_held_keeps_what_it_has_and_goes_on_from_there() -> None:
+    live = move(RECORDS[TableState.READY], TableState.QUARANTINED, reason="a value", live=True, held=True)
+    resumed = move(amend(live, resume=True), TableState.READY)
+    assert (live.live, resumed.live, resumed.held, resumed.resume) == (True, True, False, False)
+    kept = {name: getattr(RECORDS[TableState.COPIED], name) for name in ("copy_id", "copy_start", "copy_end")}
+    copied = move(RECORDS[TableState.COPIED], TableState.QUARANTINED, reason="a value", held=True, **kept)
+    again = move(copied, TableState.COPIED)
+    assert (again.copy_id, again.copy_start, again.copy_end) == tuple(kept.values())
+
+
 def test_starting_over_forgets_the_copy() -> None:
     record = move(RECORDS[TableState.COPIED], TableState.INIT)
     assert (record.copy_id, record.copy_start, record.copy_end) == (None, None, None)
@@ -93,6 +103,8 @@ def test_starting_over_forgets_the_copy() -> None:
         (TableState.COPIED, TableState.READY, {"copy_id": "a"}, "copy_id is set"),
         (TableState.READY, TableState.QUARANTINED, {}, "reason is missing"),
         (TableState.READY, TableState.QUARANTINED, {"reason": "x", "live": True}, "live is set"),
+        (TableState.COPYING, TableState.QUARANTINED, {"reason": "x", **COPY}, "copy_id is set"),
+        (TableState.READY, TableState.INIT, {"held": True}, "held is set"),
         (TableState.READY, TableState.INIT, {"mood": 1}, "mood"),
         (TableState.READY, TableState.INIT, {"rows": "many"}, "rows"),
         (TableState.READY, TableState.INIT, {"table": TableId("a", "b")}, "stays with its table"),

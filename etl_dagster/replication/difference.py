@@ -1,0 +1,71 @@
+"""What the catalogue says of a table now, held against what is known of it."""
+
+from __future__ import annotations
+
+from etl_dagster.arrow import column_type
+from etl_dagster.model import Column, TableSchema
+
+
+def difference(known: TableSchema, now: TableSchema) -> str:
+    """What makes the rows brought under ``known`` untrue, so that only a fresh copy helps; empty when nothing does.
+
+    Columns that were added, renamed or dropped are no such difference: they can be followed (`same_columns`).
+    """
+    if known.oid != now.oid:
+        return "it was dropped and created again in the source"
+    if _left_publication(known.membership, now.membership):
+        return "it was out of the publication for a while, and its changes then are lost"
+    if known.row_filter != now.row_filter:
+        return "the publication's row filter changed"
+    if known.landing != now.landing:
+        return f"it is to land as {now.landing} instead of {known.landing}"
+    if [column.attnum for column in known.key] != [column.attnum for column in now.key]:
+        return "its key changed in the source"
+    return _column_difference(known, now)
+
+
+def same_columns(known: TableSchema, now: TableSchema) -> bool:
+    """Whether both have the same columns under the same names."""
+    return [_shape(column) for column in known.columns] == [_shape(column) for column in now.columns]
+
+
+def column_changes(known: TableSchema, now: TableSchema) -> str:
+    """What happened to the columns, for people."""
+    former = {column.attnum: column.name for column in known.columns}
+    present = {column.attnum: column.name for column in now.columns}
+    added = [f"{name} was added" for attnum, name in present.items() if attnum not in former]
+    dropped = [f"{name} was dropped" for attnum, name in former.items() if attnum not in present]
+    renamed = [
+        f"{former[attnum]} is now {name}"
+        for attnum, name in present.items()
+        if attnum in former and former[attnum] != name
+    ]
+    return ", ".join([*added, *renamed, *dropped])
+
+
+def _column_difference(known: TableSchema, now: TableSchema) -> str:
+    former = {column.attnum: column for column in known.columns}
+    for column in now.columns:
+        before = former.get(column.attnum)
+        if before is None and column.attnum <= known.natts:
+            return f"column {column.name} joined the publication"
+        if before is None and not known.natts:
+            return "its columns changed in the source"
+        if before is not None and _shape(before)[2:] != _shape(column)[2:]:
+            return f"column {column.name} is of another type now, or to be read as one"
+    return ""
+
+
+def _left_publication(known: tuple[int, ...], now: tuple[int, ...]) -> bool:
+    """The first number is the publication's, the others those of entries that make the table its member.
+
+    One entry that is still there has been there all along.
+    """
+    if not known or not now:
+        return False
+    return known[0] != now[0] or (known[1:] != now[1:] and not set(known[1:]) & set(now[1:]))
+
+
+def _shape(column: Column) -> tuple[object, ...]:
+    type_ = column.type
+    return (column.attnum, column.name, type_.declared_oid, type_.oid, type_.typmod, column_type(column))

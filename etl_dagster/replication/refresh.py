@@ -1,0 +1,201 @@
+"""Keeps the tables in step with the source's catalogue: what is published, and how the tables look now."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from etl_dagster.destinations.base import Destination
+from etl_dagster.model import EventBatch, Landing, Lsn, Route, TableChoices, TableEvents, TableId, TableSchema
+from etl_dagster.replication.copying import Copier
+from etl_dagster.replication.difference import column_changes, difference, same_columns
+from etl_dagster.replication.ports import RelationFile, Source
+from etl_dagster.replication.report import Reporter
+from etl_dagster.replication.stream import passed
+from etl_dagster.replication.tables import COPYING_STATES, Tables
+from etl_dagster.store.base import TableRecord, TableState
+
+_UNKNOWN_LSN = Lsn(2**63)
+
+
+class Catalogue:
+    """What the source's catalogue says, brought to the tables.
+
+    The catalogue is ahead of the stream, so what it says of a table holds for the stream only past the position that
+    was read after it.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        destination: Destination,
+        tables: Tables,
+        copier: Copier,
+        choices: TableChoices,
+        reporter: Reporter,
+    ) -> None:
+        self._source = source
+        self._destination = destination
+        self._tables = tables
+        self._copier = copier
+        self._choices = choices
+        self._reporter = reporter
+        # Tables whose copy has to begin past a position, where the catalogue's schema is the stream's too.
+        self._not_before: dict[TableId, Lsn] = {}
+        # Columns that changed, and the position past which no row can bring that to light before we do.
+        self._silent: dict[TableId, tuple[TableSchema, Lsn]] = {}
+
+    def refresh(self, position: Lsn) -> None:
+        """Follow the publication: tables that joined, left, were altered or made anew."""
+        published = {table: self._choices.apply(schema) for table, schema in self._source.tables().items()}
+        files = self._source.files(list(published.values()))
+        read_at = self._source.current_position()
+        for table, schema in published.items():
+            self._refresh_table(schema, files.get(table, ()), position, read_at)
+        for table, record in list(self._tables.records.items()):
+            if table not in published and record.state is not TableState.REMOVED:
+                self._leave(record)
+
+    def may_begin(self, table: TableId, position: Lsn) -> bool:
+        """Whether the stream has come to where a copy with the known schema may begin."""
+        return position >= self._not_before.get(table, 0) and table in self._tables.schemas
+
+    def begun(self, table: TableId) -> None:
+        """A copy has begun."""
+        self._not_before.pop(table, None)
+
+    def drifted(self, table: TableId, reason: str, position: Lsn) -> None:
+        """Copy a table afresh that changed in a way that cannot be followed; readers keep what they have until then."""
+        self._copy_afresh(table, f"its schema changed in the source: {reason}", live=False)
+        self._not_before[table] = _UNKNOWN_LSN
+        self.refresh(position)
+
+    def evolved(self, schema: TableSchema, position: Lsn) -> None:
+        """The stream has brought other columns, which the destination has by now."""
+        known, record = self._tables.schemas[schema.id], self._tables.records[schema.id]
+        self._tables.save_schema(schema, position)
+        self._reporter.schema_changed(schema.id, schema, column_changes(known, schema))
+        if record.state in COPYING_STATES:
+            self._copy_afresh(schema.id, "its columns changed while it was copied", live=record.live)
+
+    def look(self, known: TableSchema) -> TableSchema | None:
+        """How a table is now that the stream contradicts; None when its older rows have values that nobody tells us."""
+        found = self._source.describe(known)
+        if found is None:
+            return None
+        now = self._choices.apply(found)
+        untold = [column for column in now.columns if column.attnum > known.natts and column.missing is None]
+        if untold and self._rewritten(known):
+            return None
+        return now
+
+    def follow_silent(self, position: Lsn) -> bool:
+        """Bring columns that changed without any row that would have told; returns whether there were any."""
+        done = False
+        for table, (schema, read_at) in list(self._silent.items()):
+            known = self._tables.schemas[table]
+            if self._tables.records[table].state is not TableState.READY or same_columns(known, schema):
+                del self._silent[table]
+            elif passed(position, read_at):
+                events = iter([[TableEvents(schema)]])
+                self._destination.write_events(EventBatch(events, lambda: position, {table: Route()}))
+                self.evolved(schema, position)
+                del self._silent[table]
+                done = True
+        return done
+
+    def _refresh_table(self, schema: TableSchema, files: Sequence[RelationFile], position: Lsn, read_at: Lsn) -> None:
+        table = schema.id
+        record, known = self._tables.records.get(table), self._tables.schemas.get(table)
+        change = "" if known is None else difference(known, schema) or _partition_change(schema.oid, record, files)
+        if record is None:
+            self._tables.add(table)
+        elif record.state is TableState.REMOVED:
+            self._tables.recopy(table, "it is in the publication again", live=False)
+        elif record.state is not TableState.QUARANTINED and known is not None and _holds_rows(record):
+            if change:
+                self._copy_afresh(table, change, live=False)
+            elif not same_columns(known, schema):
+                change = self._columns_changed(record, known, schema, read_at)
+            elif record.state is TableState.READY:
+                self._tables.save_schema(schema, position)  # policies, membership: nothing that its rows would show
+        self._remember_files(table, files)
+        if self._tables.records[table].state is TableState.INIT:
+            self._prepare(schema, position, read_at, changed=bool(change))
+
+    def _prepare(self, schema: TableSchema, position: Lsn, read_at: Lsn, *, changed: bool) -> None:
+        """Have the schema ready for the copy that is to come."""
+        table = schema.id
+        if not schema.key and schema.landing is not Landing.CHANGELOG:
+            self._tables.quarantine(table, *_no_key(schema), hold=False)
+            return
+        self._tables.save_schema(schema, position)
+        if changed or self._not_before.get(table) == _UNKNOWN_LSN:
+            self._not_before[table] = read_at
+
+    def _columns_changed(self, record: TableRecord, known: TableSchema, schema: TableSchema, read_at: Lsn) -> str:
+        """Follow the change, or copy afresh; returns why, when the next copy has to wait for the stream."""
+        table = record.table
+        if record.state in COPYING_STATES or record.state is TableState.INIT:
+            reason = "its columns changed in the source"
+            self._copy_afresh(table, reason, live=record.live)
+            return reason
+        waiting = self._silent.get(table)
+        if waiting is None or not same_columns(waiting[0], schema):
+            if self.look(known) is None:
+                reason = "it has a new column whose value in older rows is not known"
+                self._copy_afresh(table, reason, live=False)
+                return reason
+            self._silent[table] = (schema, read_at)
+        return ""
+
+    def _copy_afresh(self, table: TableId, reason: str, *, live: bool) -> None:
+        self._copier.drop(table)
+        self._tables.recopy(table, reason, live=live)
+
+    def _leave(self, record: TableRecord) -> None:
+        self._copier.drop(record.table)
+        self._tables.move(record.table, TableState.REMOVED, reason="it is not in the publication")
+        if record.held:
+            self._destination.release_table(record.table)
+
+    def _rewritten(self, known: TableSchema) -> bool:
+        """Whether a heap of the table was written anew since the last refresh, perhaps to fill in a new column."""
+        before = dict(self._tables.records[known.id].files)
+        now = self._source.files([known]).get(known.id, ())
+        return any(before.get(file.relation, file.filenode) != file.filenode for file in now)
+
+    def _remember_files(self, table: TableId, files: Sequence[RelationFile]) -> None:
+        seen = tuple(sorted((file.relation, file.filenode) for file in files))
+        if self._tables.records[table].files != seen:
+            self._tables.amend(table, files=seen)
+
+
+def _partition_change(oid: int, record: TableRecord | None, files: Sequence[RelationFile]) -> str:
+    """What happened to partitions that a stream published through their root does not tell; empty when nothing."""
+    if record is None or not record.files:
+        return ""
+    before = {relation: filenode for relation, filenode in record.files if relation != oid}
+    now = {file.relation: file for file in files if file.relation != oid}
+    if any(not file.born_partition for relation, file in now.items() if relation not in before):
+        return "a partition was attached, whose rows are not in the stream"
+    if before.keys() - now.keys():
+        return "a partition was detached or dropped, which the stream does not tell"
+    if any(before[relation] != now[relation].filenode for relation in before):
+        return "a partition was truncated or rewritten, which the stream does not tell"
+    return ""
+
+
+def _holds_rows(record: TableRecord) -> bool:
+    """Whether anything at the destination has the schema known so far."""
+    return record.live or record.state is not TableState.INIT
+
+
+def _no_key(schema: TableSchema) -> tuple[str, str]:
+    name = f'"{schema.id.schema}"."{schema.id.name}"'
+    reason = "it has no key, so that updates and deletes cannot be matched to rows"
+    hint = (
+        f"Add a primary key (ALTER TABLE {name} ADD PRIMARY KEY (...)), or name a unique index of NOT NULL columns "
+        f"(ALTER TABLE {name} REPLICA IDENTITY USING INDEX ...), or choose `landing: changelog` for it, or exclude it "
+        "from the publication; then re-sync it"
+    )
+    return reason, hint
