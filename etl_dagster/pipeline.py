@@ -16,11 +16,12 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
+from etl_dagster.arrow.landing import present_rows
 from etl_dagster.config import PipelineConfig, load_config
 from etl_dagster.destinations.base import Destination
 from etl_dagster.destinations.registry import open_destination
 from etl_dagster.errors import ConfigError, ErrorKind, EtlError, StateError
-from etl_dagster.model import Lsn, TableId, TableSchema
+from etl_dagster.model import Landing, Lsn, TableId, TableSchema
 from etl_dagster.postgres import CheckResult, Difference, PostgresSource, check, compare_table
 from etl_dagster.replication import LogReporter, Replicator, Reporter, Stop, lifecycle
 from etl_dagster.retry import Backoff, Retrier
@@ -44,9 +45,9 @@ class Pending:
     Attributes:
         reason: Why, or why not, for people.
         current: Flushed end of the source's WAL when it was asked.
-        tables_to_copy: Tables that wait for a copy, or whose copy is unfinished.
+        tables_to_copy: Tables that wait for a copy, or whose copy is unfinished, or that are to be resumed.
         changes: The stream holds changes, or so much WAL that it should be passed over.
-        tables: The tables that the pipeline replicates.
+        tables: The tables that the pipeline replicates, or keeps the changes of.
     """
 
     work: bool
@@ -67,6 +68,9 @@ class TableStatus:
         lag_seconds: Age of what the destination has; 0 when it has everything, None when unknown.
         chunks_done: Chunks of the running copy that are staged.
         chunks_total: Chunks of the running copy; 0 when there is none.
+        landing: How its changes land; None while nothing is known of the table.
+        replaced: Values that the policy replaced since the last copy began, by column.
+        held: Quarantined, with its changes kept, so that it can be resumed.
     """
 
     table: TableId
@@ -78,6 +82,20 @@ class TableStatus:
     lag_seconds: float | None
     chunks_done: int
     chunks_total: int
+    landing: Landing | None = None
+    replaced: Mapping[str, int] = field(default_factory=dict)
+    held: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison(Difference):
+    """How a table differs from its source.
+
+    Attributes:
+        replaced: Values that the policy replaced, by column; their rows count as different.
+    """
+
+    replaced: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +132,8 @@ class PipelineStatus:
 class Pipeline:
     """One source database, one publication, one slot, one destination.
 
-    Nothing is opened until it is needed. One object serves one thread at a time, except `pending`, `status` and
-    `request_resync`, which may be called beside a running `replicator`.
+    Nothing is opened until it is needed. One object serves one thread at a time, except `pending`, `status`,
+    `request_resync` and `request_resume`, which may be called beside a running `replicator`.
     """
 
     def __init__(self, config: PipelineConfig) -> None:
@@ -192,24 +210,30 @@ class Pipeline:
         """Schemas of the replicated tables: the stored ones, or the catalogue's when nothing is stored yet."""
         with self._watching:
             stored = {table: version.schema_ for table, version in self._store.schemas().items()}
-            return stored or self._watch.foreseen_tables()
+            found = stored or self._watch.foreseen_tables()
+        choices = self.config.choices
+        return {table: choices.apply(schema) for table, schema in found.items()}
 
     def pending(self) -> Pending:
         """Whether there is something to do; reads only, and little."""
         with self._watching:
             records = self._store.tables()
-            known = tuple(sorted(table for table, record in records.items() if record.state not in _OUT))
-            return replace(self._pending(_waiting(records)), tables=known)
+            known = tuple(sorted(table for table, record in records.items() if not _is_out(record)))
+            return replace(self._pending(_waiting(records), _to_resume(records)), tables=known)
 
-    def _pending(self, waiting: tuple[TableId, ...]) -> Pending:
+    def _pending(self, waiting: tuple[TableId, ...], to_resume: tuple[TableId, ...]) -> Pending:
         slot = self._watch.slot()
         current = self._watch.current_position()
         record = self._store.slot()
         if record is None or slot is None:
             return Pending(True, "the pipeline has not run yet", current)
         if waiting:
-            names = ", ".join(map(str, waiting[:3])) + (" …" if len(waiting) > 3 else "")
-            return Pending(True, f"{len(waiting)} tables wait for their copy: {names}", current, waiting, True)
+            reason = f"{len(waiting)} tables wait for their copy: {_few(waiting)}"
+            return Pending(True, reason, current, waiting + to_resume, True)
+        if to_resume:
+            return Pending(
+                True, f"{len(to_resume)} tables are to be resumed: {_few(to_resume)}", current, to_resume, True
+            )
         behind = current - record.position
         if behind <= 0:
             return Pending(False, f"nothing was written since {record.position}", current)
@@ -265,10 +289,7 @@ class Pipeline:
                 lag_seconds=lag_seconds,
                 retained_bytes=slot.retained_bytes if slot else None,
                 slot_active_pid=slot.active_pid if slot else None,
-                tables=[
-                    self._table_status(table, lag_bytes, lag_seconds)
-                    for _, table in sorted(self._store.tables().items())
-                ],
+                tables=self._table_statuses(lag_bytes, lag_seconds),
             )
 
     def request_resync(self, table: TableId) -> TableRecord:
@@ -278,18 +299,42 @@ class Pipeline:
             ConfigError: The pipeline has no such table.
         """
         with self._watching:
-            records = self._store.tables()
-            if table not in records:
-                known = ", ".join(sorted(map(str, records))) or "none yet: run a sync first"
-                raise ConfigError(f"The pipeline {self.name} has no table {table}", hint=f"Its tables: {known}")
-            record = records[table]
-            changes = {"reason": "a re-sync was asked for", "live": record.live}
-            if record.state is TableState.INIT:
-                record = lifecycle.amend(record, **changes)
-            else:
-                record = lifecycle.move(record, TableState.INIT, **changes)
+            return self._request_copy(self._known_record(table), "a re-sync was asked for")
+
+    def request_resume(self, table: TableId) -> TableRecord:
+        """Have a quarantined table go on where it was taken out, by whichever process runs the pipeline now or next.
+
+        A table whose changes were not kept is copied afresh instead; the record's state tells.
+
+        Raises:
+            ConfigError: The pipeline has no such table, or it is not quarantined.
+        """
+        with self._watching:
+            record = self._known_record(table)
+            if record.state is not TableState.QUARANTINED:
+                hint = f"Only a quarantined table is resumed; to have it copied afresh, re-sync {table}"
+                raise ConfigError(f"{table} is not quarantined, it is {record.state}", hint=hint)
+            if not record.held:
+                return self._request_copy(record, "it was to be resumed, but its changes were not kept")
+            record = lifecycle.amend(record, resume=True)
             self._store.save_table(record)
             return record
+
+    def _known_record(self, table: TableId) -> TableRecord:
+        records = self._store.tables()
+        if table not in records:
+            known = ", ".join(sorted(map(str, records))) or "none yet: run a sync first"
+            raise ConfigError(f"The pipeline {self.name} has no table {table}", hint=f"Its tables: {known}")
+        return records[table]
+
+    def _request_copy(self, record: TableRecord, reason: str) -> TableRecord:
+        changes = {"reason": reason, "live": record.live}
+        if record.state is TableState.INIT:
+            record = lifecycle.amend(record, **changes)
+        else:
+            record = lifecycle.move(record, TableState.INIT, **changes)
+        self._store.save_table(record)
+        return record
 
     def record(self, table: TableId) -> TableRecord | None:
         """What the store knows of a table."""
@@ -298,22 +343,32 @@ class Pipeline:
 
     def check(self) -> list[CheckResult]:
         """Examine source, store and destination; never raises for what it examines."""
-        return [*check(self.config.source), self._check_store(), self._check_destination()]
+        tables = self._foreseen_tables()
+        needless = {f"key of {name}" for name, table in tables.items() if table.landing is Landing.CHANGELOG}
+        source = [_without_need(result) if result.name in needless else result for result in check(self.config.source)]
+        return [*source, *self._check_choices(tables), self._check_store(), self._check_destination()]
 
-    def compare(self) -> Mapping[TableId, Difference]:
-        """Compare every live table with its source, both ways; nothing may write to either meanwhile."""
-        differences = {}
+    def compare(self) -> Mapping[TableId, Comparison]:
+        """Compare every live table with its source, both ways; nothing may write to either meanwhile.
+
+        Of a table with soft deletes or a changelog, those rows are compared that stand at the source.
+        """
+        comparisons = {}
         self._destination.startup(self._owner)
         try:
             with self._watching:
                 schemas = {table: version.schema_ for table, version in self._store.schemas().items()}
-                live = [record.table for record in self._store.tables().values() if record.state is TableState.READY]
-            for table in sorted(live):
-                rows = self._destination.read_table(schemas[table])
-                differences[table] = compare_table(self.config.source.connection, schemas[table], rows)
+                live = [record for record in self._store.tables().values() if record.state is TableState.READY]
+            for record in sorted(live, key=lambda record: record.table):
+                comparisons[record.table] = self._compared(schemas[record.table], record)
         finally:
             self._destination.shutdown()
-        return differences
+        return comparisons
+
+    def _compared(self, schema: TableSchema, record: TableRecord) -> Comparison:
+        rows = present_rows(schema, self._destination.read_table(schema))
+        found = compare_table(self.config.source.connection, schema, rows)
+        return Comparison(found.missing, found.extra, found.rows, found.sample_keys, record.replaced)
 
     def close(self) -> None:
         """Let go of the connections that `pending` and `status` keep open."""
@@ -332,6 +387,8 @@ class Pipeline:
                 settings=self.config.replication,
                 reporter=reporter,
                 owner=self._owner,
+                choices=self.config.choices,
+                heartbeat_seconds=self.config.source.heartbeat_seconds,
             )
             try:
                 return replicator.__enter__()
@@ -361,7 +418,15 @@ class Pipeline:
     def _destination(self) -> Destination:
         return open_destination(self.config.destination)
 
-    def _table_status(self, record: TableRecord, lag_bytes: int | None, lag_seconds: float | None) -> TableStatus:
+    def _table_statuses(self, lag_bytes: int | None, lag_seconds: float | None) -> list[TableStatus]:
+        landings = {table: version.schema_.landing for table, version in self._store.schemas().items()}
+        records = sorted(self._store.tables().items())
+        return [self._table_status(record, landings.get(name), lag_bytes, lag_seconds) for name, record in records]
+
+    def _table_status(
+        self, record: TableRecord, landing: Landing | None, lag_bytes: int | None, lag_seconds: float | None
+    ) -> TableStatus:
+        followed = record.live and not record.held
         chunks = self._store.chunks(record.copy_id) if record.copy_id else ()
         return TableStatus(
             table=record.table,
@@ -369,11 +434,32 @@ class Pipeline:
             rows=record.rows,
             reason=record.reason,
             hint=record.hint,
-            lag_bytes=lag_bytes if record.live else None,
-            lag_seconds=lag_seconds if record.live else None,
+            lag_bytes=lag_bytes if followed else None,
+            lag_seconds=lag_seconds if followed else None,
             chunks_done=sum(chunk.done for chunk in chunks),
             chunks_total=len(chunks),
+            landing=landing,
+            replaced=record.replaced,
+            held=record.held,
         )
+
+    def _foreseen_tables(self) -> Mapping[TableId, TableSchema]:
+        """The tables as the source has them now, with what is chosen for them; none when it cannot be asked."""
+        try:
+            with self._watching:
+                found = self._watch.foreseen_tables()
+        except EtlError:  # the source's own line says why
+            return {}
+        return {table: self.config.choices.apply(schema) for table, schema in found.items()}
+
+    def _check_choices(self, tables: Mapping[TableId, TableSchema]) -> list[CheckResult]:
+        if not self.config.tables or not tables:
+            return []
+        problems = self.config.choices.unmatched(tables.values())
+        if not problems:
+            return [CheckResult("choices", passed=True, detail="all that is chosen for tables names some", todo="")]
+        todo = "Correct the name in the config, or publish the table"
+        return [CheckResult("choices", passed=False, detail=problem, todo=todo) for problem in problems]
 
     def _check_store(self) -> CheckResult:
         try:
@@ -398,7 +484,14 @@ class Pipeline:
         return CheckResult("destination", passed=True, detail=detail, todo="")
 
 
-_OUT = (TableState.QUARANTINED, TableState.REMOVED)
+def _is_out(record: TableRecord) -> bool:
+    """The pipeline does nothing for the table."""
+    return record.state is TableState.REMOVED or (record.state is TableState.QUARANTINED and not record.held)
+
+
+def _without_need(result: CheckResult) -> CheckResult:
+    """A changelog matches no rows, so it needs no key."""
+    return result if result.passed else replace(result, passed=True, detail="none, and a changelog needs none", todo="")
 
 
 def _may_begin_again(error: Exception) -> bool:
@@ -410,6 +503,14 @@ def _may_begin_again(error: Exception) -> bool:
 def _waiting(records: Mapping[TableId, TableRecord]) -> tuple[TableId, ...]:
     states = (TableState.INIT, TableState.COPYING, TableState.COPIED)
     return tuple(sorted(table for table, record in records.items() if record.state in states))
+
+
+def _to_resume(records: Mapping[TableId, TableRecord]) -> tuple[TableId, ...]:
+    return tuple(sorted(table for table, record in records.items() if record.resume))
+
+
+def _few(tables: tuple[TableId, ...]) -> str:
+    return ", ".join(map(str, tables[:3])) + (" …" if len(tables) > 3 else "")
 
 
 def _age(moment: datetime) -> float:
