@@ -142,7 +142,8 @@ def _read_list(element: PgType, target: pa.DataType, fields: Fields, rule: _Rule
 
 
 def _read_text(type_: PgType, target: pa.DataType, fields: Fields, rule: _Rule) -> pa.Array:
-    return _parse(type_, target, rule.settle(fields, utf8_array), rule)
+    facts = type_facts(type_)
+    return _parse(type_, target, rule.settle(fields, utf8_array if facts is None else facts.texts), rule)
 
 
 def _parse(type_: PgType, target: pa.DataType, texts: pa.Array, rule: _Rule) -> pa.Array:

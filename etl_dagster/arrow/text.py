@@ -86,6 +86,17 @@ def _single_chars() -> pa.Array:
     return pa.array([""] + [chr(code) if code < 128 else f"\\{code:03o}" for code in range(1, 256)], pa.utf8())
 
 
+def single_char_texts(fields: Fields) -> pa.Array:
+    """The type's text: up to PostgreSQL 15 a byte above 127 comes as it is, which is no text in UTF-8."""
+    raw = (fields.lengths == 1) & (fields.data[fields.starts] > 127)
+    if not raw.any():
+        return utf8_array(fields)
+    bytes_, texts = (
+        Fields(fields.data, fields.starts, np.where(where, fields.lengths, np.int32(-1))) for where in (raw, ~raw)
+    )
+    return pc.coalesce(utf8_array(texts), decode_single_char(bytes_, pa.utf8(), ""))
+
+
 def decode_single_char(fields: Fields, type_: pa.DataType, column: str) -> pa.Array:
     require_width(fields, 1, column)
     return pc.take(_single_chars(), primitive(fields, pa.uint8(), fields.data[fields.starts]))

@@ -16,8 +16,17 @@ import pyarrow as pa
 from etl_dagster.arrow.fixed import Decoder, decode_bool, decode_integer, decode_uuid
 from etl_dagster.arrow.moments import decode_date, decode_interval, decode_timestamp
 from etl_dagster.arrow.numbers import decode_numeric, numeric_type
-from etl_dagster.arrow.text import decode_bytea, decode_json, decode_jsonb, decode_single_char, decode_text
+from etl_dagster.arrow.text import (
+    decode_bytea,
+    decode_json,
+    decode_jsonb,
+    decode_single_char,
+    decode_text,
+    single_char_texts,
+    utf8_array,
+)
 from etl_dagster.model import Column, PgType, TableSchema, TypeKind, ValuePolicy
+from etl_dagster.pgwire import Fields
 
 TYPE_METADATA = b"pg.type"
 
@@ -32,6 +41,7 @@ class TypeFacts:
         gaps: It has values that the Arrow type, or that of many a destination, cannot hold; under the policy ``text``
             it lands as text.
         prints: ``decode`` makes that text out of the binary form; without it, the server is asked for the text.
+        texts: Takes the server's text as it is sent.
     """
 
     oid: int
@@ -40,6 +50,7 @@ class TypeFacts:
     decode: Decoder
     gaps: bool = False
     prints: bool = False
+    texts: Callable[[Fields], pa.Array] = utf8_array
 
     def arrow_type(self, typmod: int) -> pa.DataType:
         """The Arrow type under this type modifier."""
@@ -49,7 +60,7 @@ class TypeFacts:
 _BUILT_IN = (
     TypeFacts(16, "bool", pa.bool_(), decode_bool),
     TypeFacts(17, "bytea", pa.binary(), decode_bytea),
-    TypeFacts(18, "char", pa.utf8(), decode_single_char),
+    TypeFacts(18, "char", pa.utf8(), decode_single_char, texts=single_char_texts),
     TypeFacts(19, "name", pa.utf8(), decode_text),
     TypeFacts(20, "int8", pa.int64(), decode_integer(np.int64)),
     TypeFacts(21, "int2", pa.int16(), decode_integer(np.int16)),
