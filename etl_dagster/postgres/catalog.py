@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 from etl_dagster.model import Column, PgType, ReplicaIdentity, TableId, TableSchema, TypeKind
@@ -13,8 +14,8 @@ _COLUMN_LISTS_SINCE = 150000
 
 # Publishing through the root, the server lists roots; otherwise leaves. `attrs` is null where there is no column list.
 _TABLES = """
-SELECT c.oid, n.nspname AS schema, c.relname AS name, c.relreplident AS identity, {attrs} AS attnums,
-       {filter} AS row_filter, b.oid || ARRAY(
+SELECT c.oid, n.nspname AS schema, c.relname AS name, c.relreplident AS identity, c.relnatts AS natts,
+       c.relkind = 'p' AS is_partitioned, {attrs} AS attnums, {filter} AS row_filter, b.oid || ARRAY(
            SELECT entry.oid FROM (
                SELECT c.oid UNION SELECT relid FROM pg_partition_ancestors(c.oid) UNION
                SELECT relid FROM pg_partition_tree(c.oid)
@@ -24,7 +25,7 @@ SELECT c.oid, n.nspname AS schema, c.relname AS name, c.relreplident AS identity
 FROM pg_publication b CROSS JOIN LATERAL pg_get_publication_tables(b.pubname) p
 JOIN pg_class c ON c.oid = p.relid
 JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE b.pubname = %(publication)s
+WHERE b.pubname = %(publication)s AND (%(relation)s::oid IS NULL OR c.oid = %(relation)s)
 ORDER BY n.nspname, c.relname
 """
 _ENTRIES = "SELECT e.oid FROM pg_publication_rel e WHERE e.prpubid = b.oid AND e.prrelid = r.oid"
@@ -34,20 +35,77 @@ _SCHEMA_ENTRIES = (
 
 # The same of tables that a publication still to be made will hold.
 _NAMED_TABLES = """
-SELECT c.oid, n.nspname AS schema, c.relname AS name, c.relreplident AS identity, NULL::int2[] AS attnums,
-       NULL::text AS row_filter, '{}'::oid[] AS membership
+SELECT c.oid, n.nspname AS schema, c.relname AS name, c.relreplident AS identity, c.relnatts AS natts,
+       c.relkind = 'p' AS is_partitioned, NULL::int2[] AS attnums, NULL::text AS row_filter, '{}'::oid[] AS membership
 FROM unnest(%(schemas)s::text[], %(names)s::text[]) wanted(schema, name)
 JOIN pg_namespace n ON n.nspname = wanted.schema
 JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = wanted.name
 ORDER BY n.nspname, c.relname
 """
 
+# attmissingval is an array of one element of the column's type. Joining the elements of an array prints them as their
+# type does; the text of the array would have to be read again by the rules of that type, whose delimiter may differ.
 _COLUMNS = """
 SELECT a.attrelid AS relation, a.attnum, a.attname AS name, a.atttypid AS type, a.atttypmod AS typmod,
-       format_type(a.atttypid, a.atttypmod) AS type_name, NOT a.attnotnull AS nullable, a.attgenerated AS generated
+       format_type(a.atttypid, a.atttypmod) AS type_name, NOT a.attnotnull AS nullable, a.attgenerated AS generated,
+       CASE WHEN a.atthasmissing THEN array_to_string(a.attmissingval, '') END AS missing
 FROM pg_attribute a
 WHERE a.attrelid = ANY(%(relations)s) AND a.attnum > 0 AND NOT a.attisdropped
 ORDER BY a.attrelid, a.attnum
+"""
+
+# Tables and all partitions below them. Whether a partition was created as one is nowhere said, but shows: only then are
+# its columns' rows, which say that they are inherited, older than the row that links it to its parent. ATTACH writes
+# both by one command, and what touches them later leaves another transaction's id, in xmax if it was rolled back.
+_TREE = """
+WITH RECURSIVE tree(root, relation, born) AS (
+    SELECT oid, oid, true FROM pg_class WHERE oid = ANY(%(relations)s)
+  UNION ALL
+    SELECT tree.root, i.inhrelid, tree.born AND i.xmax = 0 AND EXISTS (
+        SELECT FROM pg_attribute a
+        WHERE a.attrelid = i.inhrelid AND a.attnum > 0 AND a.attinhcount = 1 AND NOT a.attislocal
+          AND a.xmax = 0 AND a.xmin = i.xmin AND a.cmin::text::bigint < i.cmin::text::bigint
+    )
+    FROM tree JOIN pg_class parent ON parent.oid = tree.relation AND parent.relkind = 'p'
+    JOIN pg_inherits i ON i.inhparent = tree.relation AND NOT i.inhdetachpending
+)
+"""
+_FILES = (
+    _TREE
+    + """
+SELECT tree.root, c.oid AS relation, c.relfilenode AS filenode, tree.born AND tree.root <> c.oid, c.relkind = 'r'
+FROM tree JOIN pg_class c ON c.oid = tree.relation ORDER BY tree.root, c.oid
+"""
+)
+
+# The columns of a partitioned table never have a missing value of their own.
+_LEAVES_MISSING = (
+    _TREE
+    + """
+SELECT tree.root AS relation, a.attname AS name, min(array_to_string(a.attmissingval, '') COLLATE "C") AS missing
+FROM tree JOIN pg_class c ON c.oid = tree.relation AND c.relkind = 'r'
+JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+GROUP BY tree.root, a.attname
+HAVING bool_and(a.atthasmissing) AND count(DISTINCT array_to_string(a.attmissingval, '') COLLATE "C") = 1
+"""
+)
+
+# Columns that a rewrite of the table may have given a value in rows that are older than they are: a default of the
+# column or of its domain, perhaps volatile, a sequence, an expression; or one that was needed and is gone by now.
+_FILLED = """
+WITH RECURSIVE type_of(attnum, oid) AS (
+    SELECT attnum, atttypid FROM pg_attribute
+    WHERE attrelid = %(relation)s AND attnum > %(natts)s AND NOT attisdropped
+  UNION ALL
+    SELECT type_of.attnum, t.typbasetype FROM type_of JOIN pg_type t ON t.oid = type_of.oid WHERE t.typtype = 'd'
+)
+SELECT a.attnum FROM pg_attribute a
+WHERE a.attrelid = %(relation)s AND a.attnum > %(natts)s AND (
+    a.atthasdef OR a.attnotnull OR a.attidentity <> '' OR EXISTS (
+        SELECT FROM type_of JOIN pg_type t ON t.oid = type_of.oid
+        WHERE type_of.attnum = a.attnum AND (t.typnotnull OR t.typdefault IS NOT NULL)
+    )
+)
 """
 
 # A deferrable key identifies nothing while a transaction runs, so the server does not send it by default.
@@ -88,6 +146,8 @@ class _Table(NamedTuple):
     schema: str
     name: str
     identity: str
+    natts: int
+    is_partitioned: bool
     attnums: Sequence[int] | None
     row_filter: str | None
     membership: Sequence[int]
@@ -102,6 +162,21 @@ class _Attribute(NamedTuple):
     type_name: str
     nullable: bool
     generated: str
+    missing: str | None
+
+
+class _Missing(NamedTuple):
+    relation: int
+    name: str
+    missing: str
+
+
+class _File(NamedTuple):
+    root: int
+    relation: int
+    filenode: int
+    born_partition: bool
+    is_heap: bool
 
 
 class _Index(NamedTuple):
@@ -120,6 +195,20 @@ class _Type(NamedTuple):
     element: int
 
 
+@dataclass(frozen=True, slots=True)
+class RelationFile:
+    """One heap of a table.
+
+    Attributes:
+        born_partition: It was created as a partition, as was every level up to the table, and was never detached. False
+            also where that cannot be told any more.
+    """
+
+    relation: int
+    filenode: int
+    born_partition: bool
+
+
 _Row = TypeVar("_Row")
 _Owned = TypeVar("_Owned", _Attribute, _Index)
 
@@ -130,32 +219,71 @@ def published_tables(connection: Connection, publication: str) -> dict[TableId, 
     Raises:
         psycopg.Error: Also when the publication does not exist.
     """
-    return _describe(connection, _query_tables(connection, publication))
+    return {table.id: table for table in _describe(connection, _query_tables(connection, publication))}
+
+
+def current_table(connection: Connection, publication: str, known: TableSchema) -> TableSchema | None:
+    """The table of the same OID as it is now, when a row can be carried over from what it was.
+
+    None when it is gone or not published any more, or when it has a new column in which older rows may have a value
+    that nobody can tell.
+
+    Raises:
+        psycopg.Error: Also when the publication does not exist.
+    """
+    for table in _describe(connection, _query_tables(connection, publication, known.oid)):
+        filled = connection.execute(_FILLED, {"relation": known.oid, "natts": known.natts}).fetchall()
+        unknown = {attnum for (attnum,) in filled} - {column.attnum for column in known.columns}
+        if not any(column.attnum in unknown and column.missing is None for column in table.columns):
+            return table
+    return None
+
+
+def heap_files(connection: Connection, tables: Sequence[TableSchema]) -> dict[TableId, list[RelationFile]]:
+    """The heaps of each table, its own or those of its leaf partitions; tables that are gone are left out."""
+    names = {table.oid: table.id for table in tables}
+    files: dict[TableId, list[RelationFile]] = {}
+    for file in _rows(connection, _FILES, {"relations": list(names)}, _File):
+        heaps = files.setdefault(names[file.root], [])
+        if file.is_heap:
+            heaps.append(RelationFile(file.relation, file.filenode, file.born_partition))
+    return files
 
 
 def named_tables(connection: Connection, tables: Sequence[TableId]) -> dict[TableId, TableSchema]:
     """Those of the tables that exist, as a plain publication of them would hold them."""
     names = {"schemas": [table.schema for table in tables], "names": [table.name for table in tables]}
-    return _describe(connection, _rows(connection, _NAMED_TABLES, names, _Table))
+    return {table.id: table for table in _describe(connection, _rows(connection, _NAMED_TABLES, names, _Table))}
 
 
-def _describe(connection: Connection, tables: Sequence[_Table]) -> dict[TableId, TableSchema]:
+def _describe(connection: Connection, tables: Sequence[_Table]) -> list[TableSchema]:
     relations = {"relations": [table.oid for table in tables]}
     attributes = _by_relation(_rows(connection, _COLUMNS, relations, _Attribute))
+    _add_missing_of_leaves(connection, attributes, [table.oid for table in tables if table.is_partitioned])
     indexes = _by_relation(_rows(connection, _KEYS, relations, _Index))
     types = _Types.read(connection, {a.type for found in attributes.values() for a in found})
-    schemas = (_schema(t, attributes.get(t.oid, []), indexes.get(t.oid, []), types) for t in tables)
-    return {schema.id: schema for schema in schemas}
+    return [_schema(t, attributes.get(t.oid, []), indexes.get(t.oid, []), types) for t in tables]
 
 
-def _query_tables(connection: Connection, publication: str) -> list[_Table]:
+def _add_missing_of_leaves(connection: Connection, attributes: dict[int, list[_Attribute]], roots: list[int]) -> None:
+    if not roots:
+        return
+    found = _rows(connection, _LEAVES_MISSING, {"relations": roots}, _Missing)
+    missing = {(row.relation, row.name): row.missing for row in found}
+    for root in roots:
+        own = attributes.get(root, [])
+        attributes[root] = [a._replace(missing=missing.get((root, a.name))) for a in own]
+
+
+def _query_tables(connection: Connection, publication: str, relation: int | None = None) -> list[_Table]:
+    """The tables of the publication, or the one of this OID."""
     recent = connection.info.server_version >= _COLUMN_LISTS_SINCE
     query = _TABLES.format(
         attrs="p.attrs::int2[]" if recent else "NULL::int2[]",
         filter="pg_get_expr(p.qual, p.relid)" if recent else "NULL::text",
         entries=_ENTRIES + _SCHEMA_ENTRIES if recent else _ENTRIES,
     )
-    found = _rows(connection, query, {"publication": publication}, _Table)
+    found = _rows(connection, query, {"publication": publication, "relation": relation}, _Table)
     if not found:  # or is there no such publication? Then this is refused
         connection.execute("SELECT FROM pg_get_publication_tables(%s)", [publication])
     return found
@@ -183,6 +311,7 @@ def _schema(table: _Table, attributes: list[_Attribute], indexes: list[_Index], 
         replica_identity=ReplicaIdentity(table.identity),
         row_filter=table.row_filter,
         membership=tuple(table.membership),
+        natts=table.natts,
     )
 
 
@@ -204,6 +333,7 @@ def _column(attribute: _Attribute, key: Mapping[int, int], types: _Types) -> Col
         type=types.resolve(attribute.type, attribute.typmod, name=attribute.type_name),
         nullable=attribute.nullable,
         key_ordinal=key.get(attribute.attnum),
+        missing=attribute.missing,
     )
 
 

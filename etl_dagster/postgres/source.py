@@ -25,7 +25,7 @@ _POSITION = """
 SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END - '0/0'::pg_lsn
 """
 # A commit that has written WAL flushes all WAL before it; a transactional message is the least that writes some.
-_FLUSH = """
+_MESSAGE = """
 SELECT set_config('synchronous_commit', 'local', true), pg_logical_emit_message(true, 'etl-dagster', '')
 WHERE NOT pg_is_in_recovery()
 """
@@ -96,8 +96,14 @@ class PostgresSource:
             return Lsn(fetch_one(connection, _POSITION)[0])
 
     def flush_wal(self) -> None:
-        with self._sessions.ordinary("cannot flush the WAL") as connection, connection.transaction():
-            connection.execute(_FLUSH)
+        self._write_message("cannot flush the WAL")
+
+    def heartbeat(self) -> None:
+        self._write_message("cannot write a heartbeat into the WAL")
+
+    def _write_message(self, doing: str) -> None:
+        with self._sessions.ordinary(doing) as connection, connection.transaction():
+            connection.execute(_MESSAGE)
 
     def prepare_publication(self) -> None:
         with self._sessions.ordinary(f"cannot prepare publication {self._publication}") as connection:
@@ -107,6 +113,19 @@ class PostgresSource:
     def tables(self) -> dict[TableId, TableSchema]:
         with self._sessions.ordinary(f"cannot read the tables of publication {self._publication}") as connection:
             return catalog.published_tables(connection, self._publication)
+
+    def describe(self, table: TableSchema) -> TableSchema | None:
+        """The table of the same OID as it is now.
+
+        None when it is gone or not published any more, and when it has a new column (one that ``table`` lacks) in which
+        older rows may have a value that nobody can tell: then it has to be copied again.
+        """
+        with self._sessions.ordinary(f"cannot read table {table.id} in the catalogue") as connection:
+            return catalog.current_table(connection, self._publication, table)
+
+    def files(self, tables: Sequence[TableSchema]) -> dict[TableId, list[catalog.RelationFile]]:
+        with self._sessions.ordinary("cannot read the files of the source's tables") as connection:
+            return catalog.heap_files(connection, tables)
 
     def foreseen_tables(self) -> dict[TableId, TableSchema]:
         """The published tables; before the publication is made, those that it is going to hold. Writes nothing."""
