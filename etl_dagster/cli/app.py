@@ -112,11 +112,30 @@ def resync(
 ) -> None:
     """Have tables copied afresh, by the running process or the next one; readers keep the old rows until then.
 
-    It is also how a quarantined table comes back, once its cause is mended.
+    It is also how a quarantined table comes back whose changes were not kept, or with whose rows something is wrong.
     """
-    from etl_dagster.cli.status import run_resync
+    from etl_dagster.cli.requests import run_resync
 
     raise typer.Exit(run_resync(config, tables))
+
+
+@app.command()
+def resume(
+    tables: Annotated[
+        list[str],
+        typer.Argument(metavar="TABLE...", help="As for resync; a wildcard takes the quarantined tables among them."),
+    ],
+    config: ConfigOption = DEFAULT_CONFIG,
+    debug: DebugOption = False,
+) -> None:
+    """Have quarantined tables go on where they were taken out, once the cause is mended.
+
+    The changes that were kept meanwhile are applied, by the running process or the next one. If that fails too, the
+    table stays quarantined with the new cause.
+    """
+    from etl_dagster.cli.requests import run_resume
+
+    raise typer.Exit(run_resume(config, tables))
 
 
 @app.command()

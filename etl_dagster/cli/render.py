@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from etl_dagster.store.base import TableRecord, TableState
@@ -13,11 +13,15 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from etl_dagster.model import TableId
-    from etl_dagster.pipeline import PipelineStatus
+    from etl_dagster.pipeline import PipelineStatus, TableStatus
     from etl_dagster.replication.report import RunSummary
 
 # Where nobody looks at a screen, nothing is cut to the width of one.
 PLAIN_WIDTH = 200
+RESUME = (
+    "Once its cause is mended, a quarantined table goes on where it stopped with: etl-dagster resume TABLE; "
+    "or it is copied afresh with: etl-dagster resync TABLE"
+)
 RELEASE = "A quarantined table comes back, once its cause is mended, with: etl-dagster resync TABLE"
 STATE_STYLES = {
     TableState.READY: "green",
@@ -91,25 +95,44 @@ def show_status(status: PipelineStatus) -> None:
     if not status.tables:
         console.print("The pipeline has not run yet. Run `etl-dagster check`, then `etl-dagster sync`.")
         return
-    table = grid("TABLE", "STATE", "COPIED", "LAG", "BEHIND", "CHUNKS", right=("COPIED", "LAG", "BEHIND", "CHUNKS"))
+    console.print(_tables(status.tables))
     for entry in status.tables:
+        _show_table_notes(console, entry)
+    if out := [entry for entry in status.tables if entry.state is TableState.QUARANTINED]:
+        console.print(f"\n{RESUME if any(entry.held for entry in out) else RELEASE}", markup=False, soft_wrap=True)
+
+
+def _tables(entries: Sequence[TableStatus]) -> Table:
+    numbers = ("COPIED", "LAG", "BEHIND", "CHUNKS", "REPLACED")
+    table = grid("TABLE", "STATE", "LANDING", *numbers, right=numbers)
+    for entry in entries:
         chunks = f"{entry.chunks_done}/{entry.chunks_total}" if entry.chunks_total else ""
         table.add_row(
             str(entry.table),
             styled_state(entry.state),
+            entry.landing or "-",
             number(entry.rows),
             seconds(entry.lag_seconds),
             size(entry.lag_bytes),
             chunks,
+            number(sum(entry.replaced.values())) if entry.replaced else "",
         )
-    console.print(table)
-    for entry in status.tables:
-        if entry.reason:
-            console.print(f"\n{entry.table}: {entry.reason}", markup=False, soft_wrap=True)
-            if entry.hint:
-                console.print(f"  next: {entry.hint}", markup=False, soft_wrap=True)
-    if any(entry.state is TableState.QUARANTINED for entry in status.tables):
-        console.print(f"\n{RELEASE}", markup=False)
+    return table
+
+
+def _show_table_notes(console: Console, entry: TableStatus) -> None:
+    if entry.reason:
+        console.print(f"\n{entry.table}: {entry.reason}", markup=False, soft_wrap=True)
+    if entry.hint:
+        console.print(f"  next: {entry.hint}", markup=False, soft_wrap=True)
+    if entry.replaced:
+        console.print(f"\n{entry.table}: {replaced_values(entry.replaced)}", markup=False, soft_wrap=True)
+
+
+def replaced_values(replaced: Mapping[str, int]) -> str:
+    """How many values of which columns the policy replaced."""
+    columns = ", ".join(f"{count:,} of {column}" for column, count in sorted(replaced.items()))
+    return f"values that could not be held were replaced: {columns}"
 
 
 def _reader(pid: int | None) -> str:
@@ -131,8 +154,11 @@ def show_run(summary: RunSummary, records: Mapping[TableId, TableRecord], durati
         console.print(f"{record.table} is quarantined: {record.reason}", style="red", markup=False, soft_wrap=True)
         if record.hint:
             console.print(f"  next: {record.hint}", markup=False, soft_wrap=True)
+    for name in sorted(summary.tables.keys() & records.keys()):
+        if replaced := records[name].replaced:
+            console.print(f"{name}: {replaced_values(replaced)}", markup=False, soft_wrap=True)
     if quarantined:
-        console.print(RELEASE, markup=False)
+        console.print(RESUME if any(record.held for record in quarantined) else RELEASE, markup=False, soft_wrap=True)
 
 
 def _headline(summary: RunSummary, records: Mapping[TableId, TableRecord], duration: float) -> str:
@@ -169,4 +195,6 @@ def _table_as_json(summary: RunSummary, record: TableRecord) -> dict[str, Any]:
         "hint": record.hint,
         "copied_rows": done.copied_rows if done else None,
         "changes": done.changes if done else 0,
+        "replaced": record.replaced,
+        "held": record.held,
     }

@@ -1,15 +1,15 @@
 """Checks on the pipeline's slot asset: is a table out, is the destination behind, does the slot hold back much WAL."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 
 import dagster as dg
 
 from etl_dagster.model import FrozenModel
-from etl_dagster.orchestration.names import HOUSEKEEPING_TAG, safe_name
+from etl_dagster.orchestration.names import HOUSEKEEPING_TAG, PipelineNames, safe_name
 from etl_dagster.orchestration.parts import PipelineParts
 from etl_dagster.orchestration.session import errors_as_failures
 from etl_dagster.orchestration.translator import ReplicationTranslator
-from etl_dagster.pipeline import Pipeline, PipelineStatus
+from etl_dagster.pipeline import Pipeline, PipelineStatus, TableStatus
 from etl_dagster.store import TableRecord, TableState
 
 QUARANTINE_CHECK, LAG_CHECK, WAL_CHECK = "no_table_quarantined", "destination_caught_up", "retained_wal"
@@ -51,7 +51,7 @@ def build_checks(
         with errors_as_failures():
             status = look(Pipeline(parts.config(context.resources)))
         wanted = {key.name for key in context.selected_asset_check_keys}
-        yield from (result for result in judge(translator.slot_key, status, policy) if result.check_name in wanted)
+        yield from (result for result in judge(translator, status, policy) if result.check_name in wanted)
 
     return checks
 
@@ -72,12 +72,18 @@ def look(pipeline: Pipeline) -> PipelineStatus:
         pipeline.close()
 
 
-def judge(slot: dg.AssetKey, status: PipelineStatus, policy: HealthPolicy) -> list[dg.AssetCheckResult]:
+def judge(translator: ReplicationTranslator, status: PipelineStatus, policy: HealthPolicy) -> list[dg.AssetCheckResult]:
     """A status by the standards of a policy."""
-    lag, retained = status.lag_seconds or 0.0, status.retained_bytes or 0
-    out = {str(t.table): f"{t.reason} — {t.hint}" for t in status.tables if t.state is TableState.QUARANTINED}
+    lag, retained, slot = status.lag_seconds or 0.0, status.retained_bytes or 0, translator.slot_key
+    out = quarantined_tables(translator, status.tables)
     return [
-        dg.AssetCheckResult(passed=not out, asset_key=slot, check_name=QUARANTINE_CHECK, metadata={"tables": out}),
+        dg.AssetCheckResult(
+            passed=not out,
+            asset_key=slot,
+            check_name=QUARANTINE_CHECK,
+            description=_in_words(out),
+            metadata={"tables": dg.MetadataValue.json(out)},
+        ),
         dg.AssetCheckResult(
             passed=lag <= policy.max_lag_seconds,
             asset_key=slot,
@@ -95,12 +101,39 @@ def judge(slot: dg.AssetKey, status: PipelineStatus, policy: HealthPolicy) -> li
     ]
 
 
-def quarantine_evaluation(slot: dg.AssetKey, records: Sequence[TableRecord]) -> dg.AssetCheckEvaluation:
+def quarantine_evaluation(translator: ReplicationTranslator, records: Iterable[TableRecord]) -> dg.AssetCheckEvaluation:
     """The same verdict from inside a run, which knows the tables' records."""
-    out = {str(r.table): f"{r.reason} — {r.hint}" for r in records if r.state is TableState.QUARANTINED}
+    out = quarantined_tables(translator, records)
     return dg.AssetCheckEvaluation(
-        asset_key=slot, check_name=QUARANTINE_CHECK, passed=not out, metadata={"tables": dg.MetadataValue.json(out)}
+        asset_key=translator.slot_key,
+        check_name=QUARANTINE_CHECK,
+        passed=not out,
+        description=_in_words(out),
+        metadata={"tables": dg.MetadataValue.json(out)},
     )
+
+
+def quarantined_tables(
+    translator: ReplicationTranslator, tables: Iterable[TableStatus | TableRecord]
+) -> dict[str, dict[str, str]]:
+    """Of each quarantined table: why it is out, what to mend, and how it comes back from within Dagster."""
+    out = (table for table in tables if table.state is TableState.QUARANTINED)
+    return {
+        str(table.table): {"cause": table.reason, "next": table.hint, "in_dagster": _way_back(translator, table)}
+        for table in out
+    }
+
+
+def _way_back(translator: ReplicationTranslator, table: TableStatus | TableRecord) -> str:
+    afresh = f"materialize {translator.sync_key(table.table).to_user_string()} to have it copied afresh"
+    if not table.held:
+        return afresh
+    job = PipelineNames(translator.pipeline).resume
+    return f'run the job {job} with {{"tables": ["{table.table}"]}} to have it go on where it stopped, or {afresh}'
+
+
+def _in_words(out: Mapping[str, Mapping[str, str]]) -> str | None:
+    return "\n".join(f"{table}: {about['cause']} — {about['next']}" for table, about in out.items()) or None
 
 
 def build_health(

@@ -14,6 +14,7 @@ from etl_dagster.orchestration.checks import HealthPolicy, build_checks, build_h
 from etl_dagster.orchestration.live_assets import MicroBatch, Tables
 from etl_dagster.orchestration.names import PIPELINE_TAG
 from etl_dagster.orchestration.parts import PipelineParts
+from etl_dagster.orchestration.resume import build_resume
 from etl_dagster.orchestration.retention import RetentionPolicy, build_retention
 from etl_dagster.orchestration.sensors import SensorSettings, build_sensor
 from etl_dagster.orchestration.session import build_session
@@ -60,7 +61,7 @@ def build_replication_defs(
     """
     parts = PipelineParts.of(config)
     translator = translator or ReplicationTranslator(parts.name, parts.destination_kind)
-    known = _known_tables(parts) if tables is None else _given_tables(tables)
+    known = _known_tables(parts) if tables is None else _given_tables(parts, tables)
     check_keys(translator, known)
     status = dg.DefaultScheduleStatus.RUNNING if schedules_running else dg.DefaultScheduleStatus.STOPPED
     batch = MicroBatch(parts, translator, known, batch_budget_seconds)
@@ -70,7 +71,7 @@ def build_replication_defs(
     return dg.Definitions(
         assets=[*_specs(parts, translator, known), *_table_assets(batch)],
         asset_checks=[checks],
-        jobs=[job, *_sync_jobs(batch)],
+        jobs=[job, *_sync_jobs(batch), build_resume(parts, translator)],
         schedules=[
             build_retention(parts, keys, retention, status),
             build_health(parts, checks, health, status),
@@ -93,9 +94,9 @@ def _known_tables(parts: PipelineParts) -> Tables:
         return {}
 
 
-def _given_tables(tables: Mapping[TableId, TableSchema] | Iterable[TableId | str]) -> Tables:
+def _given_tables(parts: PipelineParts, tables: Mapping[TableId, TableSchema] | Iterable[TableId | str]) -> Tables:
     if isinstance(tables, Mapping):
-        return tables
+        return {table: parts.choices.apply(schema) for table, schema in tables.items()}
     return {TableId.parse(table) if isinstance(table, str) else table: None for table in tables}
 
 

@@ -174,7 +174,7 @@ class MicroBatch:
         for name, table in self._outputs_of(context.selected_output_names).items():
             record = session.pipeline.record(table)
             if record is not None and record.state is TableState.READY:
-                yield dg.Output(None, name, metadata=live_metadata(None, schemas.get(table), None))
+                yield dg.Output(None, name, metadata=live_metadata(None, schemas.get(table), None, record.replaced))
 
     def _outputs_of(self, names: Iterable[str]) -> Mapping[str, TableId]:
         outputs = self._outputs()

@@ -13,6 +13,8 @@ HELD_TAG = "etl/held_elsewhere"
 ENDING_TAG = "etl/ending"
 # Dagster ends a run that takes longer: also one whose machine is gone, which would count as active for ever.
 MAX_RUNTIME_TAG = "dagster/max_runtime"
+# On live tables: how their changes land.
+LANDING_TAG = "etl/landing"
 # Runs beside the pipeline: checks, retention.
 HOUSEKEEPING_TAG = "etl/housekeeping"
 
@@ -49,6 +51,11 @@ class PipelineNames:
     def sync_job(self) -> str:
         """Job that copies all tables afresh."""
         return f"{self.group}__resync_all"
+
+    @property
+    def resume(self) -> str:
+        """Job that has quarantined tables go on."""
+        return f"{self.group}__resume"
 
     @property
     def micro_batch(self) -> str:

@@ -10,6 +10,7 @@ import dagster as dg
 from etl_dagster.config import PipelineConfig, load_config
 from etl_dagster.destinations.config import DestinationConfig
 from etl_dagster.errors import ConfigError
+from etl_dagster.model import TableChoices
 from etl_dagster.orchestration.names import PipelineNames
 from etl_dagster.orchestration.resources import (
     ConfigResource,
@@ -36,6 +37,7 @@ class PipelineParts:
     destination: DestinationResource | DestinationConfig
     store: StoreResource | StoreConfig
     replication: ReplicationSettings = field(default_factory=ReplicationSettings)
+    choices: TableChoices = field(default_factory=TableChoices)
 
     @classmethod
     def of(cls, given: "PipelineConfig | PipelineParts | Path") -> "PipelineParts":
@@ -43,7 +45,7 @@ class PipelineParts:
         if isinstance(given, PipelineParts):
             return given
         config = load_config(given) if isinstance(given, Path) else given
-        return cls(config.name, config.source, config.destination, config.store, config.replication)
+        return cls(config.name, config.source, config.destination, config.store, config.replication, config.choices)
 
     @cached_property
     def names(self) -> PipelineNames:
@@ -88,6 +90,8 @@ class PipelineParts:
                 "destination": config_of(parts[self.names.destination]),
                 "store": config_of(parts[self.names.store]),
                 "replication": self.replication,
+                "defaults": self.choices.defaults,
+                "tables": self.choices.tables,
             }
         )
 

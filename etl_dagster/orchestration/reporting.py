@@ -10,6 +10,7 @@ from etl_dagster.orchestration.metadata import Metadata, live_metadata, run_meta
 from etl_dagster.orchestration.session import ReplicationSession
 from etl_dagster.orchestration.translator import WHOLE_TABLE, ReplicationTranslator
 from etl_dagster.replication import Replicator
+from etl_dagster.replication.report import TableSummary
 from etl_dagster.store import TableState
 
 Event = dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation
@@ -32,22 +33,23 @@ class RunReport:
     def changed(self) -> list[TableId]:
         """Live tables that the run brought something."""
         tables = self._summary.tables.items()
-        return [t for t, done in tables if (done.changes or done.copied_rows is not None) and self.is_live(t)]
+        return [table for table, done in tables if _says_something(done) and self.is_live(table)]
 
     def live(self, table: TableId) -> Metadata:
         """Metadata of a live table."""
         done, schema = self._summary.tables.get(table), self._replicator.schemas.get(table)
-        return live_metadata(done, schema, self._session.row_count(table))
+        replaced = self._replicator.records[table].replaced
+        return live_metadata(done, schema, self._session.row_count(table), replaced)
 
     def copied(self) -> Iterator[tuple[TableId, Metadata]]:
         """Tables whose copy the run finished."""
         for table in self.changed():
             rows = self._summary.tables[table].copied_rows
             if rows is not None:
-                ended = self._replicator.records[table].updated_at
-                seconds = (ended - self._summary.started_at).total_seconds()
+                record = self._replicator.records[table]
+                seconds = (record.updated_at - self._summary.started_at).total_seconds()
                 schema = self._replicator.schemas.get(table)
-                yield table, sync_metadata(rows, schema, self._replicator.position, seconds)
+                yield table, sync_metadata(rows, schema, self._replicator.position, seconds, record.replaced)
 
     def copy_events(self) -> Iterator[Event]:
         """Materializations of the syncs."""
@@ -66,7 +68,11 @@ class RunReport:
             yield dg.AssetObservation(self._translator.live_key(table), metadata=metadata)
         position = self._replicator.position
         yield dg.AssetObservation(self._translator.slot_key, metadata=run_metadata(self._summary, position))
-        yield quarantine_evaluation(self._translator.slot_key, list(self._replicator.records.values()))
+        yield quarantine_evaluation(self._translator, self._replicator.records.values())
+
+
+def _says_something(done: TableSummary) -> bool:
+    return bool(done.changes) or done.copied_rows is not None or done.schema is not None
 
 
 def log_event(context: dg.OpExecutionContext, event: Event) -> None:

@@ -39,13 +39,13 @@ def build_sync_assets(
         with errors_as_failures():
             if context.retry_number == 0:  # a retry goes on with the copy that was begun
                 _request(session, wanted)
-            finish_copies(session, wanted, patience_seconds)
+            see_through(session, wanted, patience_seconds)
             try:
                 for table in wanted:
                     yield _result(session, translator, table)
             finally:
                 # Last, or the live tables would seem older than what they were made from.
-                _report_bystanders(context, session, translator)
+                report_bystanders(context.op_execution_context, session, translator)
 
     return sync_tables
 
@@ -56,8 +56,8 @@ def _request(session: ReplicationSession, tables: Sequence[TableId]) -> None:
             session.pipeline.request_resync(table)
 
 
-def finish_copies(session: ReplicationSession, tables: Sequence[TableId], patience_seconds: float) -> None:
-    """Copy the tables, or wait while another process that holds the pipeline does."""
+def see_through(session: ReplicationSession, tables: Sequence[TableId], patience_seconds: float) -> None:
+    """Do what was asked for the tables, or wait while another process that holds the pipeline does."""
     replicator = session.replicator_or_work_done(lambda: _done(session, tables), patience_seconds)
     if replicator is not None:
         replicator.sync()
@@ -65,20 +65,23 @@ def finish_copies(session: ReplicationSession, tables: Sequence[TableId], patien
 
 def _done(session: ReplicationSession, tables: Sequence[TableId]) -> bool:
     records = map(session.pipeline.record, tables)
-    return all(record is not None and record.state in _ENDS for record in records)
+    return all(record is not None and record.state in _ENDS and not record.resume for record in records)
 
 
-def _report_bystanders(
-    context: dg.AssetExecutionContext, session: ReplicationSession, translator: ReplicationTranslator
+def report_bystanders(
+    context: dg.OpExecutionContext,
+    session: ReplicationSession,
+    translator: ReplicationTranslator,
+    also: Sequence[TableId] = (),
 ) -> None:
-    """The live tables were brought up to date on the way."""
+    """The live tables were brought up to date on the way, and those of ``also`` in any case."""
     if (replicator := session.opened) is None:
         return
     report = RunReport(translator, session, replicator)
-    for table in report.changed():
-        log_event(context.op_execution_context, report.live_event(table))
+    for table in dict.fromkeys([*report.changed(), *filter(report.is_live, also)]):
+        log_event(context, report.live_event(table))
     for event in report.pipeline_events():
-        log_event(context.op_execution_context, event)
+        log_event(context, event)
 
 
 def _result(
@@ -88,7 +91,7 @@ def _result(
     if record is None or record.state is not TableState.READY:
         raise dg.Failure(_not_copied(table, record), allow_retries=False)
     seconds = (record.updated_at - session.summary.started_at).total_seconds()
-    metadata = sync_metadata(record.rows, session.schemas().get(table), session.position(), seconds)
+    metadata = sync_metadata(record.rows, session.schemas().get(table), session.position(), seconds, record.replaced)
     return dg.MaterializeResult(asset_key=translator.sync_key(table), metadata=metadata)
 
 

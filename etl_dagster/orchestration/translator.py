@@ -7,12 +7,17 @@ from dataclasses import dataclass
 import dagster as dg
 
 from etl_dagster.errors import ConfigError
-from etl_dagster.model import TableId, TableSchema
+from etl_dagster.model import Landing, TableId, TableSchema
 from etl_dagster.orchestration.metadata import Metadata, column_schema
-from etl_dagster.orchestration.names import safe_name
+from etl_dagster.orchestration.names import LANDING_TAG, safe_name
 
 # Room for key ranges and time windows: each table's sync has a partitions definition of its own, today with one key.
 WHOLE_TABLE = "all"
+_LANDING_WORDS = {
+    Landing.MIRROR: "",
+    Landing.SOFT_DELETE: "; deleted rows stay, marked",
+    Landing.CHANGELOG: "; every change is a row",
+}
 
 
 @dataclass(frozen=True)
@@ -79,10 +84,11 @@ class ReplicationTranslator:
         return dg.AssetSpec(
             self.live_key(table),
             deps=[self.sync_key(table)],
-            description=f"Table {table} at the destination, following the source",
+            description=f"Table {table} at the destination, following the source{_landing_words(schema)}",
             group_name=safe_name(self.pipeline),
             kinds={self.destination_kind},
-            metadata=_definition_metadata(table, schema),
+            metadata={**_definition_metadata(table, schema), **_landing(schema)},
+            tags=_landing(schema),
             skippable=True,
         )
 
@@ -125,3 +131,11 @@ def _part(text: str, ambiguous: bool) -> str:
 def _definition_metadata(table: TableId, schema: TableSchema | None) -> Metadata:
     columns = {} if schema is None else {"dagster/column_schema": column_schema(schema)}
     return {"dagster/table_name": str(table), **columns}
+
+
+def _landing_words(schema: TableSchema | None) -> str:
+    return "" if schema is None else _LANDING_WORDS[schema.landing]
+
+
+def _landing(schema: TableSchema | None) -> dict[str, str]:
+    return {} if schema is None else {LANDING_TAG: schema.landing.value}
