@@ -161,7 +161,9 @@ def test_nothing_is_left_of_a_finished_copy(destination: DuckDbDestination, path
     assert [name for (name,) in names] == [
         "_etl.chunks",
         "_etl.copies",
+        "_etl.held",
         "_etl.owners",
+        "_etl.schemas",
         "_etl.watermarks",
         "shop.orders",
     ]

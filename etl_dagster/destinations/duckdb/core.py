@@ -2,46 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 
 import pyarrow as pa
 
-from etl_dagster.arrow.changes import (
-    change_schema,
-    from_record_batch,
-    lsn_number,
-    select_changes,
-    to_record_batch,
-)
-from etl_dagster.arrow.compaction import Unresolved, compact
+from etl_dagster.arrow.changes import lsn_number
+from etl_dagster.arrow.landing import landed_schema
 from etl_dagster.arrow.types import arrow_schema
 from etl_dagster.destinations.base import Capabilities, ChunkRows, CopyResult, Destination, WriteResult
+from etl_dagster.destinations.duckdb.batch import BatchWriter
 from etl_dagster.destinations.duckdb.client import Client, Feed, Session, connect, translated
 from etl_dagster.destinations.duckdb.config import DuckDbConfig
-from etl_dagster.destinations.duckdb.encoding import decode, encode, encode_batch, encoded_schema, quoted
-from etl_dagster.destinations.duckdb.ledger import (
-    CopyState,
-    Ledger,
-    live_name,
-    live_schema,
-    log_name,
-    require_copy,
-    reread_name,
-    staging_name,
-)
-from etl_dagster.destinations.duckdb.merge import Merge, bound_key_names, key_match
+from etl_dagster.destinations.duckdb.encoding import decode, encode_batch, encoded_schema, quoted
+from etl_dagster.destinations.duckdb.finish import Finish, Undecided
+from etl_dagster.destinations.duckdb.held import HeldLogs, read
+from etl_dagster.destinations.duckdb.ledger import Ledger, live_name, reread_name, staging_name
 from etl_dagster.destinations.registry import DestinationPlugin
-from etl_dagster.errors import DestinationError, TableError
+from etl_dagster.errors import DestinationError
 from etl_dagster.model import (
-    ZERO_LSN,
-    ChangeSet,
+    CDC_COLUMNS,
     ChangeType,
     CopyTarget,
     EventBatch,
     Lsn,
-    Route,
-    TableEvents,
+    RawChanges,
     TableId,
     TableSchema,
 )
@@ -52,7 +36,7 @@ CONCURRENT_COPIES = 8
 
 
 class DuckDbDestination(Destination):
-    """Tables mirrored as ``schema.table`` in one DuckDB file, without indexes; see `etl_dagster.destinations.base`."""
+    """Tables as ``schema.table`` in one DuckDB file, without indexes; see `etl_dagster.destinations.base`."""
 
     capabilities = Capabilities(
         concurrent_copies=CONCURRENT_COPIES, atomic_batches=True, survives_process=True, piece_bytes=PIECE_BYTES
@@ -98,6 +82,7 @@ class DuckDbDestination(Destination):
             ledger = Ledger(self._session)
             if isinstance(target, CopyTarget):
                 ledger.begin_copy(target, self._owner)
+                HeldLogs(self._session, self._owner).release(table.id)
             elif target.id in ledger.watermarks():
                 self._session.run(f"TRUNCATE {live_name(target.id)}")
             else:
@@ -118,20 +103,35 @@ class DuckDbDestination(Destination):
 
     def write_events(self, batch: EventBatch) -> WriteResult:
         with self._opened.widening(), translated("apply a batch"), self._session.transaction():
-            writer = _BatchWriter(self._opened, self._session, batch.routes)
-            for piece in batch:
-                for events in piece:
-                    writer.apply(events)
-            writer.finish(batch.position)
+            writer = BatchWriter(self._opened, self._session, self._owner, batch.routes)
+            writer.run(batch)
         return WriteResult(position=batch.position, changes=writer.changes)
 
     def finish_copy(self, target: CopyTarget, position: Lsn) -> CopyResult:
         try:
             table = str(target.table.id)
             with self._opened.widening(), translated("finish a copy", table), self._session.transaction():
-                return CopyResult(rows=_Finish(self._session, self._opened, target).run(position))
-        except _Undecided as undecided:
+                return CopyResult(rows=Finish(self._session, self._opened, target, PIECE_BYTES).run(position))
+        except Undecided as undecided:
             return CopyResult(rows=None, undecided=undecided.keys)
+
+    def hold_table(self, table: TableSchema) -> None:
+        with translated("hold a table", str(table.id)), self._session.transaction():
+            HeldLogs(self._session, self._owner).begin(table.id)
+
+    def holds(self) -> Mapping[TableId, Lsn]:
+        with translated("read the held logs"):
+            return {table: log.lsn for table, log in HeldLogs(self._session, self._owner).all().items()}
+
+    def read_held(self, table: TableSchema) -> Iterator[RawChanges]:
+        with translated("read a held log", str(table.id)), self._opened.session() as session:
+            log = HeldLogs(session, self._owner).all().get(table.id)
+            if log is not None:
+                yield from read(session, log)
+
+    def release_table(self, table: TableId) -> None:
+        with translated("release a table", str(table)), self._session.transaction():
+            HeldLogs(self._session, self._owner).release(table)
 
     def drop_table(self, table: TableId) -> None:
         with translated("drop a table", str(table)), self._session.transaction():
@@ -139,6 +139,8 @@ class DuckDbDestination(Destination):
             ledger.forget_copies(table)
             self._session.run(f"DROP TABLE IF EXISTS {live_name(table)}")
             ledger.forget_watermark(table)
+            ledger.forget_schema(table)
+            HeldLogs(self._session, self._owner).release(table)
             ledger.disown(table)
 
     def row_count(self, table: TableId) -> int | None:
@@ -147,7 +149,7 @@ class DuckDbDestination(Destination):
             return int(self._session.rows(f"SELECT count(*) FROM {live_name(table)}")[0][0]) if known else None
 
     def read_table(self, table: TableSchema) -> pa.RecordBatchReader:
-        schema = live_schema(table)
+        schema = landed_schema(table)
         columns = ", ".join(quoted(field.name) for field in schema)
         session = self._opened.open_session()
         with translated("read a table", str(table.id)):
@@ -182,181 +184,11 @@ def _stage(session: Session, target: CopyTarget, chunk: ChunkRows) -> int:
         if chunk.reread:
             session.run(f"INSERT INTO {reread_name(target.copy_id)} SELECT *, {int(chunk.seen_lsn)} FROM etl_rows")
         else:
-            columns = ", ".join(quoted(field.name) for field in live_schema(target.table))
+            columns = ", ".join(map(quoted, [*arrow_schema(target.table).names, *CDC_COLUMNS]))
             cdc = [ChangeType.COPY.value, lsn_number(chunk.seen_lsn), chunk.taken_at]
             session.run(f"INSERT INTO {staging_name(target)} ({columns}) SELECT *, ?, ?, ? FROM etl_rows", cdc)
         Ledger(session).add_chunk(target.copy_id, chunk, feed.rows)
     return feed.rows
-
-
-@dataclass(frozen=True, slots=True)
-class _Places:
-    """Where the changes of one table go; watermarks of places they do not go to are None."""
-
-    live: Lsn | None
-    log: CopyState | None
-
-
-class _BatchWriter:
-    """Applies the pieces of one batch within the caller's transaction."""
-
-    def __init__(self, client: Client, session: Session, routes: Mapping[TableId, Route]) -> None:
-        self._client = client
-        self._session = session
-        self._ledger = Ledger(session)
-        live, copies = self._ledger.watermarks(), self._ledger.copies()
-        self._places = {table: _places(table, route, live, copies) for table, route in routes.items()}
-        self._merges: dict[TableId, Merge] = {}
-        self.changes = dict.fromkeys(routes, 0)
-
-    def apply(self, events: TableEvents) -> None:
-        table = events.table.id
-        places = self._places[table]
-        self._client.make_room(len(events.table.columns))
-        with translated("apply changes", str(table)):
-            live = 0 if places.live is None else self._apply_live(events, places.live)
-            log = 0 if places.log is None else self._append_log(events, places.log)
-        self.changes[table] += max(live, log)
-
-    def _apply_live(self, events: TableEvents, watermark: Lsn) -> int:
-        table = events.table
-        if table.id not in self._merges:
-            self._merges[table.id] = Merge(self._session, table, live_name(table.id), number=len(self._merges))
-        merge = self._merges[table.id]
-        if events.truncated_at is not None and events.truncated_at >= watermark:
-            merge.truncate()
-        changes = _beyond(events, watermark)
-        if changes and merge.add(compact(changes)) is not None:
-            raise _missing_row(table.id)
-        return sum(map(len, changes))
-
-    def finish(self, position: Lsn) -> None:
-        """Bring everything into the live tables and raise the watermarks."""
-        for table, merge in self._merges.items():
-            with translated("merge changes", str(table)):
-                merge.finish()
-        self._raise_watermarks(position)
-
-    def _append_log(self, events: TableEvents, copy: CopyState) -> int:
-        if events.truncated_at is not None and events.truncated_at >= copy.lsn:
-            self._ledger.truncate_copy(copy.copy_id)
-        changes = _beyond(events, copy.lsn)
-        if changes:
-            flat = pa.Table.from_batches([to_record_batch(part) for part in changes])
-            with self._session.bound(etl_rows=encode(flat, flat.column_names)):
-                self._session.run(f"INSERT INTO {log_name(copy.copy_id)} SELECT * FROM etl_rows")
-        return sum(map(len, changes))
-
-    def _raise_watermarks(self, position: Lsn) -> None:
-        live = [table for table, places in self._places.items() if places.live is not None]
-        copies = [places.log.copy_id for places in self._places.values() if places.log is not None]
-        self._ledger.raise_watermarks(live, copies, position)
-
-
-def _places(table: TableId, route: Route, live: Mapping[TableId, Lsn], copies: dict[str, CopyState]) -> _Places:
-    """Changes for the log of a copy that is finished go to the live table, which the copy has become."""
-    log = require_copy(copies, route.log) if route.log is not None else None
-    finished = log is not None and log.finished_rows is not None
-    return _Places(
-        live=live.get(table) if route.live or finished else None,
-        log=None if finished else log,
-    )
-
-
-def _beyond(events: TableEvents, watermark: Lsn) -> list[ChangeSet]:
-    """The changes that a watermark does not cover.
-
-    A watermark is where the next commit may start, hence a change right at it is new.
-    """
-    if watermark == ZERO_LSN:
-        return [part for part in events.changes if len(part)]
-    parts = [select_changes(part, part.lsn >= watermark) for part in events.changes]
-    return [part for part in parts if len(part)]
-
-
-def _missing_row(table: TableId) -> TableError:
-    return TableError(
-        f"{table} lacks a row at the destination whose unchanged TOAST value is needed",
-        hint="The destination was altered by someone else; copy the table again",
-        table=str(table),
-    )
-
-
-class _Undecided(Exception):
-    """Rolls the transaction back; carries the keys to read again."""
-
-    def __init__(self, keys: pa.Table) -> None:
-        super().__init__()
-        self.keys = keys
-
-
-class _Finish:
-    """Makes one copy the live table, within the caller's transaction."""
-
-    def __init__(self, session: Session, client: Client, target: CopyTarget) -> None:
-        self._session = session
-        self._client = client
-        self._target = target
-        self._table = target.table
-        self._ledger = Ledger(session)
-
-    def run(self, position: Lsn) -> int:
-        copy = self._ledger.copy(self._target)
-        if copy.finished_rows is not None:
-            return copy.finished_rows
-        self._client.make_room(len(self._table.columns))
-        if copy.truncated:
-            self._session.run(f"TRUNCATE {staging_name(self._target)}")
-            self._session.run(f"TRUNCATE {reread_name(self._target.copy_id)}")
-        self._merge_log()
-        return self._swap(position)
-
-    def _merge_log(self) -> None:
-        log = log_name(self._target.copy_id)
-        size, partial = self._session.rows(f"SELECT count(*), count(unchanged) FROM {log}")[0]
-        if not size:
-            return
-        # A staged row serves a row that never moved; one that moved needs a row read after it had arrived.
-        merge = Merge(
-            self._session, self._table, staging_name(self._target), own_key=True, extra_donors=self._reread_donors
-        )
-        # Values are looked for in all of the log before anything is taken from a staged row.
-        for changes in self._log_pieces(None if partial else PIECE_BYTES):
-            undecided = merge.add(compact(changes))
-            if undecided is not None:
-                raise _Undecided(undecided)
-        merge.finish()
-
-    def _log_pieces(self, limit: int | None) -> Iterator[Sequence[ChangeSet]]:
-        schema = change_schema(self._table)
-        piece: list[ChangeSet] = []
-        with self._client.session() as session:
-            sql = f"SELECT * FROM {log_name(self._target.copy_id)} ORDER BY lsn, ordinal"
-            for batch in session.reader(sql):
-                piece.append(from_record_batch(self._table, decode(batch, schema)))
-                if limit is not None and sum(part.nbytes for part in piece) >= limit:
-                    yield piece
-                    piece = []
-        if piece:
-            yield piece
-
-    def _reread_donors(self, open_: Unresolved) -> str:
-        values = ", ".join(f"x.c{i} AS v{i}" for i in open_.columns)
-        positions = [f"c{i}" for i in self._table.key_indexes]
-        condition = key_match("x", positions, "u", bound_key_names(self._table))
-        return (
-            f"SELECT u.r, x.seen_lsn AS age, {values} FROM etl_open AS u"
-            f" JOIN {reread_name(self._target.copy_id)} AS x ON {condition} WHERE x.seen_lsn > u.origin"
-        )
-
-    def _swap(self, position: Lsn) -> int:
-        live, staging = live_name(self._table.id), staging_name(self._target)
-        rows = int(self._session.rows(f"SELECT count(*) FROM {staging}")[0][0])
-        self._session.run(f"DROP TABLE IF EXISTS {live}")
-        self._session.run(f"ALTER TABLE {staging} RENAME TO {quoted(self._table.id.name)}")
-        self._ledger.set_watermark(self._table.id, position)
-        self._ledger.finish_copy(self._target.copy_id, rows)
-        return rows
 
 
 PLUGIN = DestinationPlugin(config=DuckDbConfig, factory=DuckDbDestination)

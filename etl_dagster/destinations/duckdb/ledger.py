@@ -5,12 +5,14 @@ Living beside the data, it changes in the same transaction as the data.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import pyarrow as pa
 
-from etl_dagster.arrow.changes import cdc_fields, change_schema
+from etl_dagster.arrow.changes import change_schema
+from etl_dagster.arrow.landing import landed_schema
 from etl_dagster.arrow.types import arrow_schema
 from etl_dagster.destinations.admission import copy_not_begun, fold_ascii, require_column_names, require_mergeable
 from etl_dagster.destinations.base import ChunkRows
@@ -26,9 +28,13 @@ CREATE TABLE IF NOT EXISTS _etl.watermarks (schema_name VARCHAR, table_name VARC
 CREATE TABLE IF NOT EXISTS _etl.copies
     (copy_id VARCHAR, schema_name VARCHAR, table_name VARCHAR, lsn UBIGINT, truncated BOOLEAN, finished_rows BIGINT);
 CREATE TABLE IF NOT EXISTS _etl.chunks
-    (copy_id VARCHAR, chunk_id VARCHAR, row_count BIGINT, seen_lsn UBIGINT, reread BOOLEAN);
+    (copy_id VARCHAR, chunk_id VARCHAR, row_count BIGINT, seen_lsn UBIGINT, reread BOOLEAN, snapshot VARCHAR);
 CREATE TABLE IF NOT EXISTS _etl.owners (schema_name VARCHAR, table_name VARCHAR, pipeline VARCHAR);
+CREATE TABLE IF NOT EXISTS _etl.schemas (schema_name VARCHAR, table_name VARCHAR, definition VARCHAR);
+CREATE TABLE IF NOT EXISTS _etl.held
+    (schema_name VARCHAR, table_name VARCHAR, pipeline VARCHAR, lsn UBIGINT, log VARCHAR);
 """
+_OF_TABLE = "WHERE schema_name = ? AND table_name = ?"
 _OTHER_PIPELINE = "Give one of the pipelines another file, or publish the table in one of them only"
 _STRANGE_TABLE = "Rename or drop that table, or give the pipeline another file; then re-sync it"
 _OTHER_FILE = "Give the file another name, or leave the schema out"
@@ -68,13 +74,28 @@ class CopyState:
 
 
 class Ledger:
-    """Watermarks, copies and chunks, read and written through one session, within the caller's transaction."""
+    """Watermarks, schemas, copies and chunks, through one session and within the caller's transaction."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
 
     def create(self) -> None:
         self._session.run(_CREATE)
+        if "snapshot" not in self.columns(SCHEMA, "chunks"):
+            self._renew()
+
+    def _renew(self) -> None:
+        """Bring what older versions made to the present form."""
+        self._session.run("ALTER TABLE _etl.chunks ADD COLUMN snapshot VARCHAR")
+        for each in self.copies().values():
+            if each.finished_rows is None:
+                self._session.run(f"ALTER TABLE {log_name(each.copy_id)} ADD COLUMN xid UINTEGER")
+
+    def columns(self, schema: str, name: str) -> list[str]:
+        """Names of the columns that a table has, in their order."""
+        where = "database_name = current_database() AND schema_name = ? AND table_name = ? ORDER BY column_index"
+        found = self._session.rows(f"SELECT column_name FROM duckdb_columns() WHERE {where}", [schema, name])
+        return [column for (column,) in found]
 
     def existing(self) -> set[tuple[str, str]]:
         """Folded names of the tables that exist, whoever made them."""
@@ -93,8 +114,7 @@ class Ledger:
         self._session.run("INSERT INTO _etl.watermarks VALUES (?, ?, ?)", [table.schema, table.name, int(lsn)])
 
     def forget_watermark(self, table: TableId) -> None:
-        where = "WHERE schema_name = ? AND table_name = ?"
-        self._session.run(f"DELETE FROM _etl.watermarks {where}", [table.schema, table.name])
+        self._session.run(f"DELETE FROM _etl.watermarks {_OF_TABLE}", [table.schema, table.name])
 
     def raise_watermarks(self, tables: Sequence[TableId], copies: Sequence[str], lsn: Lsn) -> None:
         """Raise the watermarks of live tables and of change logs; never lowers one."""
@@ -107,6 +127,19 @@ class Ledger:
         for copy_id in copies:
             sql = "UPDATE _etl.copies SET lsn = ? WHERE copy_id = ? AND lsn < ?"
             self._session.run(sql, [int(lsn), copy_id, int(lsn)])
+
+    def schemas(self) -> Mapping[TableId, str]:
+        """The schemas that live tables have, for `read_schema`; tables that older versions made are absent."""
+        found = self._session.rows("SELECT schema_name, table_name, definition FROM _etl.schemas")
+        return {TableId(schema, name): definition for schema, name, definition in found}
+
+    def set_schema(self, table: TableSchema) -> None:
+        self.forget_schema(table.id)
+        values = [table.id.schema, table.id.name, table.model_dump_json()]
+        self._session.run("INSERT INTO _etl.schemas VALUES (?, ?, ?)", values)
+
+    def forget_schema(self, table: TableId) -> None:
+        self._session.run(f"DELETE FROM _etl.schemas {_OF_TABLE}", [table.schema, table.name])
 
     def copies(self) -> dict[str, CopyState]:
         sql = "SELECT copy_id, schema_name, table_name, lsn, truncated, finished_rows FROM _etl.copies"
@@ -129,9 +162,7 @@ class Ledger:
 
     def disown(self, table: TableId) -> None:
         """Let any pipeline have the table."""
-        self._session.run(
-            "DELETE FROM _etl.owners WHERE schema_name = ? AND table_name = ?", [table.schema, table.name]
-        )
+        self._session.run(f"DELETE FROM _etl.owners {_OF_TABLE}", [table.schema, table.name])
 
     def _own(self, table: TableId, owner: str) -> None:
         self.disown(table)
@@ -146,7 +177,7 @@ class Ledger:
         self._own(table.id, owner)
         self.forget_copies(table.id)
         self._session.run(f"CREATE SCHEMA IF NOT EXISTS {quoted(table.id.schema)}")
-        self._create_table(staging_name(target), live_schema(table))
+        self._create_table(staging_name(target), landed_schema(table))
         self._create_table(log_name(copy_id), change_schema(table))
         self._create_table(reread_name(copy_id), reread_schema(table))
         sql = "INSERT INTO _etl.copies VALUES (?, ?, ?, 0, false, NULL)"
@@ -157,8 +188,9 @@ class Ledger:
         self.require_admissible(table, owner)
         self._own(table.id, owner)
         self._session.run(f"CREATE SCHEMA IF NOT EXISTS {quoted(table.id.schema)}")
-        self._create_table(live_name(table.id), live_schema(table))
+        self._create_table(live_name(table.id), landed_schema(table))
         self.set_watermark(table.id, Lsn(0))
+        self.set_schema(table)
 
     def require_admissible(self, table: TableSchema, owner: str) -> None:
         """Raise `TableError` for a table that cannot be mirrored here."""
@@ -211,8 +243,13 @@ class Ledger:
         return int(found[0][0]) if found else None
 
     def add_chunk(self, copy_id: str, chunk: ChunkRows, rows: int) -> None:
-        values = [copy_id, chunk.chunk_id, rows, int(chunk.seen_lsn), chunk.reread]
-        self._session.run("INSERT INTO _etl.chunks VALUES (?, ?, ?, ?, ?)", values)
+        values = [copy_id, chunk.chunk_id, rows, int(chunk.seen_lsn), chunk.reread, chunk.snapshot]
+        self._session.run("INSERT INTO _etl.chunks VALUES (?, ?, ?, ?, ?, ?)", values)
+
+    def snapshot(self, copy_id: str) -> str:
+        """What the one chunk of a changelog's copy was read by; empty when nothing is staged."""
+        found = self._session.rows("SELECT snapshot FROM _etl.chunks WHERE copy_id = ? AND NOT reread", [copy_id])
+        return str(found[0][0] or "") if found else ""
 
     def _create_table(self, name: str, schema: pa.Schema) -> None:
         columns = ", ".join(f"{quoted(field.name)} {_column_type(field)}" for field in schema)
@@ -226,9 +263,10 @@ def require_copy(copies: dict[str, CopyState], target: CopyTarget) -> CopyState:
     return found
 
 
-def live_schema(table: TableSchema) -> pa.Schema:
-    """Arrow schema of a live table: its own columns and the CDC columns."""
-    return pa.schema([*arrow_schema(table), *cdc_fields()])
+@lru_cache(maxsize=1024)
+def read_schema(definition: str) -> TableSchema:
+    """A schema that `Ledger.set_schema` wrote."""
+    return TableSchema.model_validate_json(definition)
 
 
 def reread_schema(table: TableSchema) -> pa.Schema:

@@ -1,0 +1,136 @@
+"""The columns of a live table follow those of the source; see ``docs/decisions/schema-changes-in-duckdb.md``.
+
+Within a transaction, columns can be altered only as long as no row of the table was deleted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
+
+import pyarrow as pa
+
+from etl_dagster.arrow.changes import missing_value
+from etl_dagster.arrow.types import column_type
+from etl_dagster.destinations.admission import fold_ascii, require_column_names
+from etl_dagster.destinations.duckdb.client import Session
+from etl_dagster.destinations.duckdb.encoding import duckdb_type, encode, quoted
+from etl_dagster.errors import TableError
+from etl_dagster.model import CDC_COLUMNS, UNCHANGED_COLUMN, Column, Landing, TableSchema
+
+_COPY_AGAIN = "Copy the table again"
+_CDC = frozenset(map(fold_ascii, (*CDC_COLUMNS, UNCHANGED_COLUMN)))
+
+
+@dataclass(frozen=True, slots=True)
+class Alteration:
+    """What makes the columns of one schema those of a later one: first all renames at once, then the new columns."""
+
+    renames: Sequence[tuple[str, str]]
+    added: Sequence[Column]
+
+
+def alteration(known: TableSchema, table: TableSchema, existing: Sequence[str]) -> Alteration:
+    """How a live table gets the columns of a later schema.
+
+    Args:
+        existing: Names of all its columns, also those that the source has no longer.
+
+    Raises:
+        TableError: It cannot, since a column has another type.
+    """
+    _require_followable(known, table)
+    before = {column.attnum: column.name for column in known.columns}
+    kept = [(before[column.attnum], column.name) for column in table.columns if column.attnum in before]
+    renames = [(old, new) for old, new in kept if old != new]
+    added = [column for column in table.columns if column.attnum not in before]
+    own = {old for old, _ in kept}
+    foreign = [name for name in existing if name not in own and fold_ascii(name) not in _CDC]
+    return Alteration([*renames, *_giving_way(foreign, existing, table)], added)
+
+
+def by_names(table: TableSchema, existing: Sequence[str]) -> TableSchema:
+    """The schema of a live table of which no more is known than the names of its columns."""
+    return table.model_copy(update={"columns": tuple(each for each in table.columns if each.name in existing)})
+
+
+def alter(session: Session, name: str, steps: Alteration, landing: Landing) -> None:
+    """Carry an alteration out on the table of this SQL name."""
+    # Names may be swapped, or change in nothing but their case.
+    between = [f"_etl_{i}" for i in range(len(steps.renames))]
+    for (old, _), middle in zip(steps.renames, between, strict=True):
+        session.run(f"ALTER TABLE {name} RENAME COLUMN {quoted(old)} TO {quoted(middle)}")
+    for (_, new), middle in zip(steps.renames, between, strict=True):
+        session.run(f"ALTER TABLE {name} RENAME COLUMN {quoted(middle)} TO {quoted(new)}")
+    for column in steps.added:
+        _add(session, name, column, filled=landing is not Landing.CHANGELOG)
+
+
+def _require_followable(known: TableSchema, table: TableSchema) -> None:
+    require_column_names(table, fold=fold_ascii)
+    if known.landing is not table.landing:
+        raise _unlike(table, f"lands as {known.landing}, not as {table.landing}")
+    before = {column.attnum: column_type(column) for column in known.columns}
+    for column in table.columns:
+        if before.get(column.attnum, column_type(column)) != column_type(column):
+            raise _unlike(table, f"has another type of column {column.name!r}")
+
+
+def _unlike(table: TableSchema, how: str) -> TableError:
+    return TableError(f"{table.id} at the destination {how}", hint=_COPY_AGAIN, table=str(table.id))
+
+
+def _giving_way(foreign: Sequence[str], existing: Sequence[str], table: TableSchema) -> list[tuple[str, str]]:
+    """New names for columns that the source has no longer, where it calls another column so."""
+    wanted = {fold_ascii(column.name) for column in table.columns}
+    taken = wanted | {fold_ascii(name) for name in existing}
+    found = []
+    for name in foreign:
+        if fold_ascii(name) in wanted:
+            free = next(each for i in count(1) if fold_ascii(each := _former(name, i)) not in taken)
+            taken.add(fold_ascii(free))
+            found.append((name, free))
+    return found
+
+
+def _former(name: str, nth: int) -> str:
+    return f"{name}_dropped" if nth == 1 else f"{name}_dropped_{nth}"
+
+
+def _add(session: Session, name: str, column: Column, *, filled: bool) -> None:
+    type_ = duckdb_type(column_type(column))
+    if not filled or column.missing is None:
+        session.run(f"ALTER TABLE {name} ADD COLUMN {quoted(column.name)} {type_}")
+        return
+    value = encode(pa.table([missing_value(column)], names=["v"]), ["v"])
+    with session.bound(etl_rows=value):
+        text = _exact_text(session, type_)
+        if text is None:
+            session.run(f"ALTER TABLE {name} ADD COLUMN {quoted(column.name)} {type_}")
+            session.run(f"UPDATE {name} SET {quoted(column.name)} = (SELECT v FROM etl_rows)")
+        else:
+            _add_with_default(session, name, column.name, type_, text)
+
+
+def _exact_text(session: Session, type_: str) -> str | None:
+    """A text that DuckDB reads as the bound value, also when it opens the file again; None when there is none."""
+    if type_ == "JSON[]":
+        return None
+    middle = "::VARCHAR[]" if type_.endswith("[]") else ""
+    text = f"v{middle}::VARCHAR"
+    sql = f"SELECT {text}, TRY_CAST({text}{middle} AS {type_}) IS NOT DISTINCT FROM v FROM etl_rows"
+    found, exact = session.rows(sql)[0]
+    return str(found) if exact else None
+
+
+def _add_with_default(session: Session, name: str, column: str, type_: str, text: str) -> None:
+    """Every row has the value without being touched; then the default goes."""
+    literal = "'" + text.replace("'", "''") + "'"
+    # A list as default makes DuckDB give up the database: it is added as its text, and then read.
+    first = "VARCHAR" if type_.endswith("[]") else type_
+    session.run(f"ALTER TABLE {name} ADD COLUMN {quoted(column)} {first} DEFAULT {literal}")
+    session.run(f"ALTER TABLE {name} ALTER COLUMN {quoted(column)} DROP DEFAULT")
+    if first != type_:
+        read = f"{quoted(column)}::VARCHAR[]::{type_}"
+        session.run(f"ALTER TABLE {name} ALTER COLUMN {quoted(column)} SET DATA TYPE {type_} USING {read}")

@@ -1,0 +1,170 @@
+"""The end of a copy: its log is merged into its staged rows, which become the live table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+
+from etl_dagster.arrow.changes import change_schema, from_record_batch, lsn_number, select_changes
+from etl_dagster.arrow.compaction import Unresolved, compact
+from etl_dagster.arrow.snapshots import unseen
+from etl_dagster.arrow.types import column_type
+from etl_dagster.destinations.duckdb.client import Client, Session
+from etl_dagster.destinations.duckdb.encoding import decode, quoted
+from etl_dagster.destinations.duckdb.ledger import (
+    Ledger,
+    live_name,
+    log_name,
+    read_schema,
+    reread_name,
+    staging_name,
+)
+from etl_dagster.destinations.duckdb.live import append_changelog
+from etl_dagster.destinations.duckdb.merge import Merge, bound_key_names, key_match, key_names
+from etl_dagster.model import (
+    CDC_COLUMNS,
+    CHANGE_TYPE_COLUMN,
+    LSN_COLUMN,
+    TIMESTAMP_COLUMN,
+    ChangeSet,
+    ChangeType,
+    CopyTarget,
+    Landing,
+    Lsn,
+    TableSchema,
+)
+
+# CDC columns of a row that the former live table `l` held and the copy does not.
+_DELETED = (
+    f"?, CASE WHEN l.{quoted(CHANGE_TYPE_COLUMN)} = ? THEN l.{quoted(LSN_COLUMN)} ELSE ? END,"
+    f" l.{quoted(TIMESTAMP_COLUMN)}"
+)
+
+
+class Undecided(Exception):
+    """Rolls the transaction back; carries the keys to read again."""
+
+    def __init__(self, keys: pa.Table) -> None:
+        super().__init__()
+        self.keys = keys
+
+
+class Finish:
+    """Makes one copy the live table, within the caller's transaction."""
+
+    def __init__(self, session: Session, client: Client, target: CopyTarget, piece_bytes: int) -> None:
+        self._session = session
+        self._client = client
+        self._target = target
+        self._table = target.table
+        self._staging = staging_name(target)
+        self._ledger = Ledger(session)
+        self._piece_bytes = piece_bytes
+
+    def run(self, position: Lsn) -> int:
+        """Returns the rows of the live table.
+
+        Raises:
+            Undecided: Values stand neither in the log nor in the staged rows.
+        """
+        copy = self._ledger.copy(self._target)
+        if copy.finished_rows is not None:
+            return copy.finished_rows
+        self._client.make_room(len(self._table.columns))
+        if copy.truncated:
+            self._session.run(f"TRUNCATE {self._staging}")
+            self._session.run(f"TRUNCATE {reread_name(self._target.copy_id)}")
+        if self._table.landing is Landing.CHANGELOG:
+            self._append_log()
+        else:
+            self._merge_log()
+        if self._table.landing is Landing.SOFT_DELETE:
+            self._keep_deleted(position)
+        return self._swap(position)
+
+    def _append_log(self) -> None:
+        snapshot = self._ledger.snapshot(self._target.copy_id)
+        for piece in self._log_pieces(self._piece_bytes):
+            changes = [_unseen(part, snapshot) for part in piece]
+            append_changelog(self._session, self._staging, changes)
+
+    def _merge_log(self) -> None:
+        log = log_name(self._target.copy_id)
+        size, partial = self._session.rows(f"SELECT count(*), count(unchanged) FROM {log}")[0]
+        if not size:
+            return
+        # A staged row serves a row that never moved; one that moved needs a row read after it had arrived.
+        merge = Merge(self._session, self._table, self._staging, own_key=True, extra_donors=self._reread_donors)
+        # Values are looked for in all of the log before anything is taken from a staged row.
+        for changes in self._log_pieces(None if partial else self._piece_bytes):
+            undecided = merge.add(compact(changes, tombstones=self._table.landing is Landing.SOFT_DELETE))
+            if undecided is not None:
+                raise Undecided(undecided)
+        merge.finish()
+
+    def _log_pieces(self, limit: int | None) -> Iterator[Sequence[ChangeSet]]:
+        schema = change_schema(self._table)
+        piece: list[ChangeSet] = []
+        with self._client.session() as session:
+            columns = ", ".join(map(quoted, schema.names))
+            sql = f"SELECT {columns} FROM {log_name(self._target.copy_id)} ORDER BY lsn, ordinal"
+            for batch in session.reader(sql):
+                piece.append(from_record_batch(self._table, decode(batch, schema)))
+                if limit is not None and sum(part.nbytes for part in piece) >= limit:
+                    yield piece
+                    piece = []
+        if piece:
+            yield piece
+
+    def _reread_donors(self, open_: Unresolved) -> str:
+        values = ", ".join(f"x.c{i} AS v{i}" for i in open_.columns)
+        positions = [f"c{i}" for i in self._table.key_indexes]
+        condition = key_match("x", positions, "u", bound_key_names(self._table))
+        return (
+            f"SELECT u.r, x.seen_lsn AS age, {values} FROM etl_open AS u"
+            f" JOIN {reread_name(self._target.copy_id)} AS x ON {condition} WHERE x.seen_lsn > u.origin"
+        )
+
+    def _keep_deleted(self, position: Lsn) -> None:
+        """Take over what the former live table has kept, and what was deleted while nobody looked."""
+        definition = self._ledger.schemas().get(self._table.id)
+        if definition is None or self._table.id not in self._ledger.watermarks():
+            return
+        former = read_schema(definition)
+        names = _common_names(former, self._table)
+        keys = key_names(self._table)
+        if former.landing is not Landing.SOFT_DELETE or not set(keys) <= set(names):
+            return
+        columns = ", ".join(map(quoted, [*names, *CDC_COLUMNS]))
+        values = ", ".join(f"l.{quoted(name)}" for name in names.values())
+        same = key_match("l", [names[key] for key in keys], "s", keys)
+        self._session.run(
+            f"INSERT INTO {self._staging} ({columns}) SELECT {values}, {_DELETED}"
+            f" FROM {live_name(self._table.id)} AS l ANTI JOIN {self._staging} AS s ON {same}",
+            [ChangeType.DELETE.value, ChangeType.DELETE.value, lsn_number(position)],
+        )
+
+    def _swap(self, position: Lsn) -> int:
+        live = live_name(self._table.id)
+        rows = int(self._session.rows(f"SELECT count(*) FROM {self._staging}")[0][0])
+        self._session.run(f"DROP TABLE IF EXISTS {live}")
+        self._session.run(f"ALTER TABLE {self._staging} RENAME TO {quoted(self._table.id.name)}")
+        self._ledger.set_watermark(self._table.id, position)
+        self._ledger.set_schema(self._table)
+        self._ledger.finish_copy(self._target.copy_id, rows)
+        return rows
+
+
+def _unseen(changes: ChangeSet, snapshot: str) -> ChangeSet:
+    """The changes that a copy's rows do not show."""
+    if changes.xid is None or not snapshot:
+        return changes
+    return select_changes(changes, unseen(changes.xid, snapshot))
+
+
+def _common_names(former: TableSchema, table: TableSchema) -> dict[str, str]:
+    """Names of the columns that both have, and what they were called formerly."""
+    before = {(column.attnum, column_type(column)): column.name for column in former.columns}
+    pairs = [(column.name, before.get((column.attnum, column_type(column)))) for column in table.columns]
+    return {name: old for name, old in pairs if old is not None}

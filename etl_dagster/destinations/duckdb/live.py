@@ -1,0 +1,109 @@
+"""One batch on its way into one live table, whose columns follow the source's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from etl_dagster.arrow.changelog import changelog_rows
+from etl_dagster.arrow.changes import adapt, select_changes
+from etl_dagster.arrow.compaction import compact
+from etl_dagster.destinations.duckdb.client import Session
+from etl_dagster.destinations.duckdb.columns import alter, alteration, by_names
+from etl_dagster.destinations.duckdb.encoding import encode, quoted
+from etl_dagster.destinations.duckdb.ledger import Ledger, live_name, read_schema
+from etl_dagster.destinations.duckdb.merge import Merge
+from etl_dagster.errors import TableError
+from etl_dagster.model import ZERO_LSN, ChangeSet, Landing, Lsn, TableEvents, TableSchema
+
+
+class LiveTable:
+    """Applies the pieces of one batch to one live table, within the caller's transaction.
+
+    Args:
+        definition: What the ledger has as its schema; None when an older version made the table.
+        number: Tells the live tables of one transaction apart.
+    """
+
+    def __init__(self, session: Session, ledger: Ledger, watermark: Lsn, definition: str | None, number: int) -> None:
+        self._session = session
+        self._ledger = ledger
+        self._watermark = watermark
+        self._number = number
+        self._known = None if definition is None else read_schema(definition)
+        self._merge: Merge | None = None
+
+    def apply(self, events: TableEvents) -> int:
+        """Apply what the watermark does not cover; returns the number of changes."""
+        changes = beyond(events, self._watermark)
+        truncated = events.truncated_at is not None and events.truncated_at >= self._watermark
+        silent = not events.changes and events.truncated_at is None
+        if not (changes or truncated or silent):
+            return 0
+        table = self._follow(events.table)
+        if truncated and events.truncated_at is not None:
+            self._merging(table).truncate(events.truncated_at)
+        if changes:
+            self._add(table, [adapt(part, table) for part in changes])
+        return sum(map(len, changes))
+
+    def finish(self) -> None:
+        """Bring the changes into the table."""
+        if self._merge is not None:
+            self._merge.finish()
+
+    def _follow(self, table: TableSchema) -> TableSchema:
+        """Give the live table the columns of a later schema; returns the schema that it has then."""
+        if self._known is table or self._known == table:
+            return self._known
+        existing = self._ledger.columns(*table.id)
+        known = by_names(table, existing) if self._known is None else self._known
+        if table.natts < known.natts:
+            return known  # the stream repeats what it said before the columns were changed
+        alter(self._session, live_name(table.id), alteration(known, table, existing), table.landing)
+        self._ledger.set_schema(table)
+        self._known = table
+        if self._merge is not None:
+            self._merge.follow(table)
+        return table
+
+    def _merging(self, table: TableSchema) -> Merge:
+        if self._merge is None:
+            self._merge = Merge(self._session, table, live_name(table.id), number=self._number)
+        return self._merge
+
+    def _add(self, table: TableSchema, changes: Sequence[ChangeSet]) -> None:
+        if table.landing is Landing.CHANGELOG:
+            append_changelog(self._session, live_name(table.id), changes)
+            return
+        if self._merging(table).add(compact(changes, tombstones=table.landing is Landing.SOFT_DELETE)) is not None:
+            raise _missing_row(table)
+
+
+def append_changelog(session: Session, target: str, changes: Sequence[ChangeSet]) -> None:
+    """Append changes of one schema to the table of this SQL name."""
+    rows = pa.Table.from_batches([changelog_rows(part) for part in changes])
+    columns = ", ".join(map(quoted, rows.column_names))
+    positions = [f"c{i}" for i in range(rows.num_columns)]
+    with session.bound(etl_rows=encode(rows, positions)):
+        session.run(f"INSERT INTO {target} ({columns}) SELECT * FROM etl_rows")
+
+
+def beyond(events: TableEvents, watermark: Lsn) -> list[ChangeSet]:
+    """The changes that a watermark does not cover.
+
+    A watermark is where the next commit may start, hence a change right at it is new.
+    """
+    if watermark == ZERO_LSN:
+        return [part for part in events.changes if len(part)]
+    parts = [select_changes(part, part.lsn >= watermark) for part in events.changes]
+    return [part for part in parts if len(part)]
+
+
+def _missing_row(table: TableSchema) -> TableError:
+    return TableError(
+        f"{table.id} lacks a row at the destination whose unchanged TOAST value is needed",
+        hint="The destination was altered by someone else; copy the table again",
+        table=str(table.id),
+    )
