@@ -10,7 +10,8 @@ from etl_dagster.postgres.config import (
     TlsConfig,
     TlsMode,
 )
-from etl_dagster.postgres.doctor import CheckResult, check
+from etl_dagster.postgres.doctor import check
+from etl_dagster.postgres.findings import CheckResult
 from etl_dagster.postgres.source import PostgresSource, SourceIdentity
 
 __all__ = [

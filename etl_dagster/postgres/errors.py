@@ -36,13 +36,34 @@ _SLOTS_FULL = Refusal(
 _WAL_LEVEL = Refusal(
     SourceError,
     ErrorKind.SOURCE_SETTINGS,
-    "Run ALTER SYSTEM SET wal_level = 'logical' and restart the server",
+    "Run ALTER SYSTEM SET wal_level = 'logical' and restart the server; for a standby, on its primary too",
 )
 _PRIVILEGE = Refusal(
     SourceError,
     ErrorKind.SOURCE_REFUSED,
     "Grant what is missing: ALTER ROLE … REPLICATION for the slot, GRANT SELECT ON the tables, GRANT CREATE ON "
     "DATABASE and ownership of the tables for the publication",
+)
+_ROW_SECURITY = Refusal(
+    TableError,
+    ErrorKind.TABLE,
+    "Row-level security would hide rows from the copy: run ALTER ROLE … BYPASSRLS, or exclude the table",
+)
+_READ_ONLY = Refusal(
+    SourceError,
+    ErrorKind.SOURCE_REFUSED,
+    "A standby takes no writes: make the publication on its primary, and set source.publication.create to false; "
+    "elsewhere, see default_transaction_read_only",
+)
+_UNPROMOTED = Refusal(
+    SlotError,
+    ErrorKind.SOURCE_UNAVAILABLE,
+    "The server is a standby that keeps the slot for its primary: connect to the primary, or promote it",
+)
+_CONFLICT = Refusal(
+    SourceError,
+    ErrorKind.SOURCE_UNAVAILABLE,
+    "It is tried again; if it happens often, set hot_standby_feedback on and raise max_standby_streaming_delay there",
 )
 _SLOT_BUSY = Refusal(SlotError, ErrorKind.SLOT_BUSY, "Wait for the other client to end, or stop it")
 _SLOT_LOST = Refusal(SlotError, ErrorKind.SLOT_LOST, "Create the slot again; its tables have to be copied afresh")
@@ -61,6 +82,7 @@ BY_SQLSTATE: dict[str, Refusal] = {
     "08003": _UNAVAILABLE,
     "08004": _UNAVAILABLE,
     "08006": _UNAVAILABLE,
+    "25006": _READ_ONLY,
     "28000": _PASSWORD,
     "28P01": _PASSWORD,
     "3D000": Refusal(SourceError, ErrorKind.SOURCE_REFUSED, "Check the name of the database"),
@@ -83,11 +105,14 @@ BY_SQLSTATE: dict[str, Refusal] = {
 
 # States that say several things; the words decide. English and untranslated parts only: names of settings and objects.
 BY_SQLSTATE_AND_TEXT: tuple[tuple[str, str, Refusal], ...] = (
+    ("40001", r"conflict with recovery", _CONFLICT),
     ("55000", r"wal_level", _WAL_LEVEL),
+    ("55000", r"cannot use replication slot", _UNPROMOTED),
     ("55000", r"\bslot\b", _SLOT_LOST),
     ("42704", r"\bslot\b", _SLOT_LOST),
     ("42704", r"\bpublication\b", _PUBLICATION),
     ("42501", r"\bpassword\b", _PASSWORD),
+    ("42501", r"row-level security", _ROW_SECURITY),
     ("58P01", r"\bWAL segment\b", _SLOT_LOST),
 )
 # libpq gives no SQLSTATE for a connection that was refused.

@@ -7,7 +7,6 @@ import time
 from dataclasses import dataclass
 
 import psycopg
-
 from psycopg import sql
 
 from etl_dagster.errors import ConfigError, ErrorKind, SlotError

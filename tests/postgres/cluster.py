@@ -78,8 +78,10 @@ class Reader:
             replicator.sync()
         return summary
 
-    def equal_rows(self) -> dict[str, int]:
-        """Rows of each table, all the same as at the source."""
+    def equal_rows(self, dsn: str | None = None) -> dict[str, int]:
+        """Rows of each table, all the same as at the source, or at another server that can be written to."""
+        if dsn is not None:
+            self.connect(dsn)
         differences = self.pipeline.compare()
         assert all(found.equal for found in differences.values()), differences
         return {table.name: found.rows for table, found in differences.items()}

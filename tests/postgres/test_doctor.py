@@ -53,7 +53,7 @@ def test_tables_without_key_are_named_with_the_choices(connect: Connect, databas
     )
     results = check(source_config(database, name="p", create=False))
 
-    assert failures(results) == ["key of public.No key"]
+    assert failures(results) == ["key of public.No key", "replica identity of public.No key"]
     todo = line(results, "key of public.No key").todo
     assert 'ALTER TABLE "public"."No key" ADD PRIMARY KEY' in todo
     assert "REPLICA IDENTITY USING INDEX" in todo
@@ -64,7 +64,9 @@ def test_tables_without_key_are_named_with_the_choices(connect: Connect, databas
 def test_a_column_list_without_the_key_is_told(connect: Connect, database: str) -> None:
     connect().execute("create table listed(id int primary key, v int); create publication p for table listed (v)")
 
-    assert failures(check(source_config(database, name="p", create=False))) == ["key of public.listed"]
+    results = check(source_config(database, name="p", create=False))
+
+    assert failures(results) == ["key of public.listed", "replica identity of public.listed"]
 
 
 def test_a_missing_publication_that_may_not_be_made_fails(connect: Connect, database: str) -> None:
@@ -90,9 +92,9 @@ def test_a_plain_role_fails_where_it_lacks_something(connect: Connect, database:
     try:
         dsn = database.replace("postgres@", "plain_doctor@")
         results = check(source_config(dsn, name="existing", create=False))
-        assert failures(results) == ["replication privilege", "select privilege"]
+        assert failures(results) == ["replication privilege", "select privilege on public.t"]
         assert 'ALTER ROLE "plain_doctor" REPLICATION' in line(results, "replication privilege").todo
-        assert "GRANT SELECT" in line(results, "select privilege").todo
+        assert "GRANT SELECT" in line(results, "select privilege on public.t").todo
 
         unmade = line(check(source_config(dsn, tables=["u"])), "publication")
         assert "lacks CREATE on the database" in unmade.detail

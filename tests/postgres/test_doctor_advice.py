@@ -26,19 +26,6 @@ def line(results: list[CheckResult], name: str) -> CheckResult:
     return next(result for result in results if result.name == name)
 
 
-def test_the_grants_that_are_missing_can_be_run_as_told(connect: Connect, plain_dsn: str) -> None:
-    admin = connect()
-    admin.execute('create schema "Odd one"; create table "Odd one".t(id int primary key)')
-    admin.execute('create table u(id int primary key); create publication p for table "Odd one".t, u')
-    config = source_config(plain_dsn, name="p", create=False)
-
-    todo = line(check(config), "select privilege").todo
-    assert todo.startswith("Run ")
-    admin.execute(todo.removeprefix("Run ").encode())
-
-    assert line(check(config), "select privilege").passed
-
-
 def test_a_sync_that_may_not_make_the_publication_says_who_may_and_how(
     connect: Connect, make_source: MakeSource, plain_dsn: str
 ) -> None:

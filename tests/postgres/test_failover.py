@@ -9,13 +9,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from etl_dagster.errors import ConfigError, ErrorKind, SlotError
-from etl_dagster.postgres import PostgresSource, SlotConfig, check
-from etl_dagster.postgres.slots import require_failover
 from etl_dagster.testing.server import PostgresServer
-from tests.conftest import Connect, NewServer
-from tests.postgres.cluster import Reader, one, reading, replayed, wait_until
-from tests.postgres.conftest import source_config
+from tests.conftest import NewServer
+from tests.postgres.cluster import Reader, one, reading, replayed
 
 
 @pytest.fixture
@@ -46,7 +42,9 @@ def reader(primary: PostgresServer, admin: psycopg.Connection[Any], tmp_path: Pa
 
 def has_synced_slot(standby: PostgresServer) -> bool:
     with psycopg.connect(standby.dsn, autocommit=True) as follower:
-        return one(follower, "select count(*) filter (where synced and not temporary) from pg_replication_slots") == (1,)
+        return one(follower, "select count(*) filter (where synced and not temporary) from pg_replication_slots") == (
+            1,
+        )
 
 
 def promote(primary: PostgresServer, standby: PostgresServer, *, mode: str) -> None:

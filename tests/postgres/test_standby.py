@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import tempfile
+import logging
+import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
-from etl_dagster.postgres import PostgresSource, check
+from etl_dagster.errors import SourceError, StateError
+from etl_dagster.model import TableId
+from etl_dagster.postgres import CheckResult, PostgresSource, check
+from etl_dagster.replication import RunSummary
+from etl_dagster.store.base import TableState
 from etl_dagster.testing.server import PostgresServer
 from tests.conftest import NewServer
+from tests.postgres.cluster import one, reading, replayed
 from tests.postgres.conftest import source_config
+
+FEEDBACK = {"hot_standby_feedback": "on"}
 
 
 @pytest.fixture
@@ -28,19 +34,8 @@ def primary(new_server: NewServer) -> Iterator[PostgresServer]:
 @pytest.fixture
 def standby(primary: PostgresServer) -> Iterator[PostgresServer]:
     """A hot standby that follows the primary."""
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as parent:
-        # Under root the server, and so its backup, belongs to another user.
-        owner = primary.folder.stat()
-        os.chown(parent, owner.st_uid, owner.st_gid)
-        folder = Path(parent) / "standby"
-        subprocess.run(
-            [primary.bindir / "pg_basebackup", "-D", folder, "-R", "-c", "fast", "-d", primary.dsn],
-            check=True,
-            cwd="/",
-            user=owner.st_uid if os.geteuid() == 0 else None,
-        )
-        with PostgresServer(folder, bindir=primary.bindir, settings={"hot_standby_feedback": "on"}) as server:
-            yield server
+    with primary.standby(slot="standby_1", settings=FEEDBACK, die_with_parent=True) as server:
+        yield server
 
 
 @pytest.fixture
@@ -50,18 +45,6 @@ def admin(primary: PostgresServer) -> Iterator[psycopg.Connection[Any]]:
         yield connection
 
 
-def _replayed(standby: PostgresServer, admin: psycopg.Connection[Any]) -> None:
-    """Wait until the standby has replayed what the primary has written."""
-    row = admin.execute("select pg_current_wal_flush_lsn()::text").fetchone()
-    assert row is not None
-    with psycopg.connect(standby.dsn, autocommit=True) as follower:
-        for _ in range(1000):
-            reached = follower.execute("select pg_last_wal_replay_lsn() >= %s::pg_lsn, pg_sleep(0.01)", row).fetchone()
-            if reached and reached[0]:
-                return
-    raise AssertionError("the standby does not follow")
-
-
 def test_a_standby_is_read_like_its_primary(
     primary: PostgresServer, admin: psycopg.Connection[Any], standby: PostgresServer
 ) -> None:
@@ -69,7 +52,7 @@ def test_a_standby_is_read_like_its_primary(
         source = PostgresSource(source_config(standby.dsn, name="p", create=False))
         stack.callback(source.close)
         admin.execute("insert into t select i, 'v' from generate_series(1, 1000) i")
-        _replayed(standby, admin)
+        replayed(standby, admin)
         (table,) = source.tables().values()
 
         assert source.identify().in_recovery
@@ -89,20 +72,179 @@ def test_transactions_of_the_primary_count_as_writers(
         writer = stack.enter_context(psycopg.connect(primary.dsn))
         xid = writer.execute("insert into t values (1, 'x') returning pg_current_xact_id()::text").fetchone()
         admin.execute("insert into t values (2, 'y')")
-        _replayed(standby, admin)
+        replayed(standby, admin)
         (table,) = source.tables().values()
 
         assert xid is not None
         assert [found.virtual_transaction for found in source.writers([table])] == [f"primary/{xid[0]}"]
         writer.commit()
-        _replayed(standby, admin)
+        replayed(standby, admin)
         assert source.writers([table]) == []
+
+
+@contextmanager
+def snapshots_on_request(primary: PostgresServer) -> Iterator[list[str]]:
+    """What an operator does who reads the log; gives what was told."""
+    told: list[str] = []
+    asked, done = threading.Event(), threading.Event()
+
+    class Log(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "pg_log_standby_snapshot" in record.getMessage():
+                told.append(record.getMessage())
+                asked.set()
+
+    def obey() -> None:
+        asked.wait()
+        with psycopg.connect(primary.dsn, autocommit=True) as connection:
+            while not done.is_set():  # one that comes before the slot looks out for it does not count
+                connection.execute("select pg_log_standby_snapshot(), pg_sleep(0.05)")
+
+    logger, log, operator = logging.getLogger("etl_dagster"), Log(), threading.Thread(target=obey)
+    logger.addHandler(log)
+    operator.start()
+    try:
+        yield told
+    finally:
+        logger.removeHandler(log)
+        asked.set()
+        done.set()
+        operator.join()
+
+
+@contextmanager
+def writing(primary: PostgresServer) -> Iterator[None]:
+    """Transactions on the primary, one after the other, until the end of the block."""
+    stop = threading.Event()
+
+    def write() -> None:
+        with psycopg.connect(primary.dsn) as connection:
+            number = 1_000_000
+            while not stop.is_set():
+                number += 10
+                connection.execute(
+                    "insert into t select i, 'new' from generate_series(%s::int, %s::int) i", [number, number + 9]
+                )
+                connection.execute("update t set v = v || 'u' where id %% 997 = %s", [number // 10 % 997])
+                connection.execute("update t set id = -id where id = %s", [number % 20_000])
+                connection.execute("delete from t where id = %s", [number - 35])
+                connection.commit()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        writer.join()
+
+
+@pytest.mark.since(16)
+def test_a_pipeline_copies_and_follows_a_standby_while_its_primary_writes(
+    primary: PostgresServer, admin: psycopg.Connection[Any], standby: PostgresServer, tmp_path: Path
+) -> None:
+    admin.execute("insert into t select i, repeat('v', i % 100) from generate_series(1, 20000) i")
+    replayed(standby, admin)
+    with reading(tmp_path, standby.dsn) as reader:
+        with snapshots_on_request(primary) as told, writing(primary):
+            reader.sync()
+            streamed = reader.sync().transactions
+            reader.pipeline.request_resync(TableId("public", "t"))
+            reader.sync()
+        replayed(standby, admin)
+        last = reader.sync()
+
+        assert len(told) == 1
+        assert streamed > 0
+        assert last.transactions > 0
+        assert reader.equal_rows(primary.dsn) == {"t": one(admin, "select count(*) from t")[0]}
+        assert one(admin, "select count(*) from pg_replication_slots where slot_type = 'logical'") == (0,)
+
+
+@pytest.mark.since(16)
+def test_a_copy_from_a_standby_waits_for_transactions_of_its_primary(
+    primary: PostgresServer, admin: psycopg.Connection[Any], standby: PostgresServer, tmp_path: Path
+) -> None:
+    admin.execute("insert into t select i, 'v' from generate_series(1, 100) i")
+    replayed(standby, admin)
+    table = TableId("public", "t")
+    with reading(tmp_path, standby.dsn) as reader, psycopg.connect(primary.dsn) as writer:
+        with snapshots_on_request(primary):
+            reader.sync()
+        writer.execute("insert into t values (1000, 'late')")
+        admin.execute("insert into t values (1001, 'early')")
+        replayed(standby, admin)
+        reader.pipeline.request_resync(table)
+
+        summary = RunSummary()
+        with reader.pipeline.replicator(summary) as replicator:
+            for _ in range(20):
+                replicator.step()
+            assert replicator.records[table].state is TableState.COPYING
+            writer.commit()
+            replayed(standby, admin)
+            replicator.sync()
+
+        assert reader.equal_rows(primary.dsn) == {"t": 102}
+
+
+@pytest.mark.since(16)
+def test_one_process_at_a_time_runs_a_pipeline_from_a_standby(
+    admin: psycopg.Connection[Any], standby: PostgresServer
+) -> None:
+    replayed(standby, admin)
+    config = source_config(standby.dsn, name="p", create=False)
+    first, second = PostgresSource(config), PostgresSource(config)
+    with ExitStack() as stack:
+        stack.callback(first.close)
+        stack.callback(second.close)
+        with first.fence(), pytest.raises(StateError, match="another process runs the pipeline"), second.fence():
+            pass
+        with second.fence():
+            assert first.is_fence_held()
+
+
+def test_a_publication_cannot_be_made_on_a_standby(admin: psycopg.Connection[Any], standby: PostgresServer) -> None:
+    replayed(standby, admin)
+    config = source_config(standby.dsn, name="another", tables=["t"])
+    source = PostgresSource(config)
+    with pytest.raises(SourceError, match="CREATE PUBLICATION") as refused:
+        source.prepare_publication()
+    source.close()
+
+    assert "make the publication on its primary" in refused.value.hint
+    found = line(check(config), "publication")
+    assert not found.passed
+    assert 'CREATE PUBLICATION "another" FOR TABLE "public"."t"' in found.todo
+    assert "on the primary" in found.todo
+    admin.execute('create publication "another" for table t')
+    replayed(standby, admin)
+    PostgresSource(config).prepare_publication()
+
+
+def line(results: list[CheckResult], name: str) -> CheckResult:
+    return next(result for result in results if result.name == name)
 
 
 def test_the_doctor_knows_which_standbys_can_be_decoded(
     admin: psycopg.Connection[Any], standby: PostgresServer
 ) -> None:
-    _replayed(standby, admin)
-    failed = [result.name for result in check(source_config(standby.dsn, name="p", create=False)) if not result.passed]
+    replayed(standby, admin)
+    results = check(source_config(standby.dsn, name="p", create=False))
 
+    failed = [result.name for result in results if not result.passed]
     assert failed == ([] if admin.info.server_version >= 160_000 else ["standby"])
+    assert line(results, "hot_standby_feedback").passed
+
+
+@pytest.mark.since(16)
+def test_the_doctor_says_what_a_standby_needs_to_keep_its_slot(
+    primary: PostgresServer, admin: psycopg.Connection[Any]
+) -> None:
+    with primary.standby(die_with_parent=True) as careless:
+        replayed(careless, admin)
+        results = check(source_config(careless.dsn, name="p", create=False))
+
+    assert [result.name for result in results if not result.passed] == ["hot_standby_feedback", "primary_slot_name"]
+    assert "ALTER SYSTEM SET hot_standby_feedback" in line(results, "hot_standby_feedback").todo
+    assert "pg_create_physical_replication_slot" in line(results, "primary_slot_name").todo
