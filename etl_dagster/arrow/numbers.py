@@ -96,15 +96,15 @@ def nearest_decimals(texts: list[str], type_: pa.DataType) -> pa.Array:
 def _nearest_decimal(value: Decimal, most: Decimal) -> Decimal | None:
     if value.is_nan():
         return None
-    if abs(value) < most:
+    if value.copy_abs() < most:  # abs() would round to the digits of the context
         value = value.quantize(most, ROUND_HALF_UP, _EXACT)
-    return max(-most, min(value, most))
+    return max(most.copy_negate(), min(value, most))
 
 
-def fits(value: Decimal, type_: pa.DataType) -> bool:
+def holds(type_: pa.DataType, value: Decimal) -> bool:
     """Whether the decimal type holds this finite number exactly."""
     most = _most(type_)
-    return abs(value) <= most and value == value.quantize(most, ROUND_HALF_UP, _EXACT)
+    return value.copy_abs() <= most and value == value.quantize(most, ROUND_HALF_UP, _EXACT)
 
 
 def _most(type_: pa.DataType) -> Decimal:
@@ -138,7 +138,7 @@ def _word(numbers: _Numbers, precision: int, scale: int) -> tuple[_U64, npt.NDAr
     """``|value| * 10**scale`` where it has no more than `_WORD_DIGITS` digits, and where that is exact."""
     most = int(numbers.count.max(initial=0))
     value = _four_digits(numbers, 0)
-    small = np.True_  # whether the digits make no more than a word
+    small: npt.NDArray[np.bool_] | np.bool_ = np.True_  # whether the digits make no more than a word
     if most > 4:
         more = np.clip(numbers.count - 4, 0, 4)
         small = (numbers.count <= 8) & (value < _TOO_MANY.take(more))

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from etl_dagster.arrow.arrays import MANY_DIMENSIONS, Renumber, check_bounds
 from etl_dagster.arrow.fixed import bitmap, refuse
 from etl_dagster.arrow.moments import interval_values, refuse_far, refuse_long
-from etl_dagster.arrow.numbers import NOT_FINITE, fits, nearest_decimals, outside
+from etl_dagster.arrow.numbers import NOT_FINITE, holds, nearest_decimals, outside
 
 _EPOCH = date(1970, 1, 1).toordinal()
 _DAY_US = 86_400_000_000
@@ -106,7 +106,7 @@ def _decimals(texts: pa.Array, type_: pa.DataType) -> pa.Array:
         return nearest_decimals([texts[row].as_py() for row in rows.tolist()], type_)
 
     refuse(_mask(value is not None and not value.is_finite() for value in values), NOT_FINITE, nearest)
-    refuse(_mask(value is not None and not fits(value, type_) for value in values), outside(type_), nearest)
+    refuse(_mask(value is not None and not holds(type_, value) for value in values), outside(type_), nearest)
     return pa.array(values, type_)
 
 
