@@ -21,7 +21,7 @@ from etl_dagster.arrow.decode import read_column
 from etl_dagster.arrow.fixed import array_of, mask_of
 from etl_dagster.arrow.taking import taking
 from etl_dagster.arrow.types import arrow_schema, column_type
-from etl_dagster.model import CDC_COLUMNS, ChangeKind, ChangeSet, ChangeType, Column, Landing, TableSchema
+from etl_dagster.model import CDC_COLUMNS, ChangeKind, ChangeSet, ChangeType, Column, Landing, RawChanges, TableSchema
 from etl_dagster.pgwire import Fields, padded
 
 PREFIX = (
@@ -238,3 +238,27 @@ def cdc_columns(
     names = pa.array([name.value for name in _CHANGE_TYPES], pa.string())
     change_type = pa.DictionaryArray.from_arrays(array_of(kind - np.int8(ChangeKind.INSERT)), names)
     return [change_type, lsn_numbers(lsn, ordinal), array_of(timestamp).view(pa.timestamp("us", "UTC"))]
+
+
+def same_columns(one: TableSchema, other: TableSchema) -> bool:
+    """Whether rows of two schemas of a table are alike: the same columns under the same names, of the same types."""
+    return _signature(one) == _signature(other)
+
+
+def _signature(table: TableSchema) -> list[tuple[int, str, pa.DataType]]:
+    return [(column.attnum, column.name, column_type(column)) for column in table.columns]
+
+
+def select_raw(raw: RawChanges, mask: _Bools) -> RawChanges:
+    """The messages that a mask picks."""
+    if mask.all():
+        return raw
+    chosen = mask_of(mask)
+    return RawChanges(
+        lsn=raw.lsn[mask],
+        ordinal=raw.ordinal[mask],
+        timestamp=raw.timestamp[mask],
+        xid=raw.xid[mask],
+        message=raw.message.filter(chosen),
+        text=raw.text.filter(chosen),
+    )

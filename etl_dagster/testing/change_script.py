@@ -15,6 +15,7 @@ from etl_dagster.model import (
     Column,
     CopyTarget,
     EventBatch,
+    Landing,
     Lsn,
     PgType,
     Route,
@@ -51,7 +52,10 @@ class Insert:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """A row as it is now, with `UNCHANGED` for values that were not sent; ``old`` is the former key of a moved row."""
+    """A row as it is now, with `UNCHANGED` for values that were not sent.
+
+    ``old`` is the former key of a row that moved; without a key, the former row.
+    """
 
     lsn: int
     row: Values
@@ -60,13 +64,20 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Delete:
-    """The key of a row that is gone."""
+    """The key of a row that is gone; without a key, the row."""
 
     lsn: int
     key: Values
 
 
-Op = Insert | Update | Delete
+@dataclass(frozen=True, slots=True)
+class Truncate:
+    """All rows are gone, as a changelog has it."""
+
+    lsn: int
+
+
+Op = Insert | Update | Delete | Truncate
 
 
 def make_table(
@@ -75,6 +86,7 @@ def make_table(
     schema: str = "shop",
     columns: Mapping[str, PgType] | None = None,
     key: Sequence[str] = ("id",),
+    landing: Landing = Landing.MIRROR,
 ) -> TableSchema:
     """A table schema; by default (id bigint, name text, body text)."""
     types = columns or {"id": INT8, "name": TEXT, "body": TEXT}
@@ -82,7 +94,30 @@ def make_table(
         Column(attnum=i + 1, name=each, type=type_, key_ordinal=key.index(each) if each in key else None)
         for i, (each, type_) in enumerate(types.items())
     ]
-    return TableSchema(id=TableId(schema, name), oid=16384, columns=tuple(made))
+    return TableSchema(id=TableId(schema, name), oid=16384, columns=tuple(made), natts=len(made), landing=landing)
+
+
+def altered(
+    table: TableSchema,
+    *,
+    drop: Sequence[str] = (),
+    rename: Mapping[str, str] | None = None,
+    add: Mapping[str, PgType | tuple[PgType, str]] | None = None,
+) -> TableSchema:
+    """The schema after columns were dropped, then renamed (all at once), then added.
+
+    Args:
+        add: Types of the new columns, with the text of the value that older rows have, if they have one.
+    """
+    names = rename or {}
+    kept = [column for column in table.columns if column.name not in drop]
+    columns = [column.model_copy(update={"name": names.get(column.name, column.name)}) for column in kept]
+    natts = table.natts
+    for name, what in (add or {}).items():
+        type_, missing = what if isinstance(what, tuple) else (what, None)
+        natts += 1
+        columns.append(Column(attnum=natts, name=name, type=type_, missing=missing))
+    return table.model_copy(update={"columns": tuple(columns), "natts": natts})
 
 
 def rows_batch(table: TableSchema, rows: Sequence[Values]) -> pa.RecordBatch:
@@ -98,7 +133,7 @@ def _array(values: list[object], type_: pa.DataType) -> pa.Array:
 
 
 def change_set(table: TableSchema, ops: Sequence[Op]) -> ChangeSet:
-    """Ops in commit order, as columns; ordinals count within each LSN."""
+    """Ops in commit order, as columns; ordinals count within each LSN, which is the id of the transaction too."""
     rows = [_row(table, op) for op in ops]
     known = [[None if value is UNCHANGED else value for value in row] for row in rows]
     unchanged = {i: np.array([row[i] is UNCHANGED for row in rows]) for i in range(len(table.columns))}
@@ -114,6 +149,7 @@ def change_set(table: TableSchema, ops: Sequence[Op]) -> ChangeSet:
         unchanged={i: mask for i, mask in unchanged.items() if mask.any()},
         moved=moved if moved.any() else None,
         old_keys=_old_keys(table, ops) if moved.any() else None,
+        xid=np.array(lsns, np.uint32),
     )
 
 
@@ -121,15 +157,17 @@ _KINDS: dict[type[Op], ChangeKind] = {
     Insert: ChangeKind.INSERT,
     Update: ChangeKind.UPDATE,
     Delete: ChangeKind.DELETE,
+    Truncate: ChangeKind.TRUNCATE,
 }
 
 
 def _row(table: TableSchema, op: Op) -> list[object]:
-    if not isinstance(op, Delete):
+    if isinstance(op, Insert | Update):
         return list(op.row)
     row: list[object] = [None] * len(table.columns)
-    for index, value in zip(table.key_indexes, op.key, strict=True):
-        row[index] = value
+    if isinstance(op, Delete):
+        for index, value in zip(table.identity_indexes, op.key, strict=True):
+            row[index] = value
     return row
 
 
@@ -138,9 +176,9 @@ def _old_keys(table: TableSchema, ops: Sequence[Op]) -> pa.RecordBatch:
     old = [op.old if isinstance(op, Update) else None for op in ops]
     arrays = [
         _array([None if key is None else key[i] for key in old], schema.field(index).type)
-        for i, index in enumerate(table.key_indexes)
+        for i, index in enumerate(table.identity_indexes)
     ]
-    return pa.RecordBatch.from_arrays(arrays, names=[column.name for column in table.key])
+    return pa.RecordBatch.from_arrays(arrays, names=[table.columns[index].name for index in table.identity_indexes])
 
 
 def events(table: TableSchema, *ops: Op, truncated_at: int | None = None) -> TableEvents:

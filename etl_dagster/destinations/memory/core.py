@@ -6,27 +6,28 @@ It is the executable specification that other destinations are compared with, an
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
-from etl_dagster.arrow.changes import lsn_number
+from etl_dagster.arrow.changes import select_raw
 from etl_dagster.arrow.types import arrow_schema
-from etl_dagster.destinations.admission import copy_not_begun, require_column_names, require_mergeable
+from etl_dagster.destinations.admission import require_column_names, require_mergeable
 from etl_dagster.destinations.base import Capabilities, ChunkRows, CopyResult, Destination, WriteResult
 from etl_dagster.destinations.memory.config import MemoryConfig
-from etl_dagster.destinations.memory.rows import Change, Key, Row, cells_of, changes_of, key_of, to_table
+from etl_dagster.destinations.memory.copies import Copy, find_copy, forget_copies, merge_copy, stage
+from etl_dagster.destinations.memory.rows import Row, to_table
+from etl_dagster.destinations.memory.tables import LiveTable
 from etl_dagster.destinations.registry import DestinationPlugin
 from etl_dagster.errors import DestinationError, TableError
 from etl_dagster.model import (
     ZERO_LSN,
-    ChangeKind,
-    ChangeType,
     CopyTarget,
     EventBatch,
     Lsn,
+    RawChanges,
     TableEvents,
     TableId,
     TableSchema,
@@ -34,32 +35,25 @@ from etl_dagster.model import (
 
 
 @dataclass
-class _Live:
+class _HeldLog:
     watermark: Lsn = ZERO_LSN
-    rows: dict[Key, Row] = field(default_factory=dict)
+    parts: list[RawChanges] = field(default_factory=list)
 
-    def __copy__(self) -> _Live:
-        return _Live(self.watermark, dict(self.rows))
+    def __copy__(self) -> _HeldLog:
+        return replace(self, parts=list(self.parts))
+
+    def apply(self, events: TableEvents) -> int:
+        """Append what the watermark does not cover; returns the number of messages."""
+        if events.held is None:
+            return 0
+        new = select_raw(events.held, events.held.lsn >= self.watermark)
+        self.parts.append(new)
+        return len(new)
 
 
-@dataclass
-class _Chunk:
-    seen_lsn: Lsn
-    reread: bool
-    rows: list[tuple[Key, Row]]
-
-
-@dataclass
-class _Copy:
-    table: TableId
-    watermark: Lsn = ZERO_LSN
-    truncated: bool = False
-    log: list[Change] = field(default_factory=list)
-    chunks: dict[str, _Chunk] = field(default_factory=dict)
-    finished_rows: int | None = None
-
-    def __copy__(self) -> _Copy:
-        return _Copy(self.table, self.watermark, self.truncated, list(self.log), self.chunks, self.finished_rows)
+# Where changes go.
+_Place = LiveTable | Copy | _HeldLog
+_Held = dict[tuple[str, TableId], _HeldLog]
 
 
 class MemoryDestination(Destination):
@@ -69,8 +63,9 @@ class MemoryDestination(Destination):
 
     def __init__(self, config: MemoryConfig | None = None) -> None:
         self.config = config or MemoryConfig()
-        self._live: dict[TableId, _Live] = {}
-        self._copies: dict[str, _Copy] = {}
+        self._live: dict[TableId, LiveTable] = {}
+        self._copies: dict[str, Copy] = {}
+        self._held: _Held = {}
         self._owners: dict[TableId, str] = {}
         self._owner = ""
         self._lock = threading.RLock()
@@ -83,13 +78,22 @@ class MemoryDestination(Destination):
 
     def copies(self) -> Mapping[str, Lsn]:
         running = {name: each for name, each in self._copies.items() if each.finished_rows is None}
-        return {name: each.watermark for name, each in running.items() if self._is_ours(each.table)}
+        return {name: each.watermark for name, each in running.items() if self._is_ours(each.table.id)}
 
     def _is_ours(self, table: TableId) -> bool:
         return self._owners.get(table, self._owner) == self._owner
 
     def truncate_table(self, target: TableSchema | CopyTarget) -> None:
         table = target.table if isinstance(target, CopyTarget) else target
+        self._require_admissible(table)
+        with self._lock:
+            self._owners[table.id] = self._owner
+            if isinstance(target, CopyTarget):
+                self._begin_copy(target)
+            else:
+                self._live.setdefault(table.id, LiveTable(table)).rows.clear()
+
+    def _require_admissible(self, table: TableSchema) -> None:
         require_mergeable(table)
         require_column_names(table)
         if not self._is_ours(table.id):
@@ -98,53 +102,61 @@ class MemoryDestination(Destination):
                 hint="Give one of the pipelines another destination",
                 table=str(table.id),
             )
-        with self._lock:
-            self._owners[table.id] = self._owner
-            if isinstance(target, CopyTarget):
-                self._begin_copy(target)
-            else:
-                self._live.setdefault(target.id, _Live()).rows.clear()
 
     def _begin_copy(self, target: CopyTarget) -> None:
         if target.copy_id not in self._copies:
-            self._forget_copies(target.table.id)
-            self._copies[target.copy_id] = _Copy(target.table.id)
-
-    def _forget_copies(self, table: TableId) -> None:
-        self._copies = {name: each for name, each in self._copies.items() if each.table != table}
+            self._copies = forget_copies(self._copies, target.table.id)
+            self._copies[target.copy_id] = Copy(target.table)
+            self.release_table(target.table.id)
 
     def write_table_rows(self, target: CopyTarget, chunk: ChunkRows) -> int:
-        copy_ = self._copy(target)
+        copy_ = find_copy(self._copies, target)
         if chunk.chunk_id not in copy_.chunks:
-            rows = _staged_rows(target.table, chunk)
+            staged = stage(target.table, chunk)
             with self._lock:
-                copy_.chunks[chunk.chunk_id] = _Chunk(chunk.seen_lsn, chunk.reread, rows)
+                copy_.chunks[chunk.chunk_id] = staged
         return len(copy_.chunks[chunk.chunk_id].rows)
 
     def write_events(self, batch: EventBatch) -> WriteResult:
         with self._lock:
-            attempt = _Attempt(self._live, self._copies, batch)
+            attempt = _Attempt(self._live, self._copies, self._held, self._owner, batch)
             result = attempt.run()
-            self._live, self._copies = attempt.live, attempt.copies
+            self._live, self._copies, self._held = attempt.live, attempt.copies, attempt.held
             return result
 
     def finish_copy(self, target: CopyTarget, position: Lsn) -> CopyResult:
         with self._lock:
-            copy_ = self._copy(target)
+            copy_ = find_copy(self._copies, target)
             if copy_.finished_rows is None:
-                merged, undecided = _merge_copy(copy_)
+                merged, undecided = merge_copy(copy_, self._live.get(target.table.id), position)
                 if undecided:
                     return CopyResult(rows=None, undecided=_key_table(target.table, undecided))
-                self._live[target.table.id] = _Live(position, merged)
+                self._live[target.table.id] = LiveTable(target.table, position, merged)
                 copy_.finished_rows = len(merged)
                 copy_.log.clear()
             return CopyResult(rows=copy_.finished_rows)
+
+    def hold_table(self, table: TableSchema) -> None:
+        with self._lock:
+            self._held.setdefault((self._owner, table.id), _HeldLog())
+
+    def holds(self) -> Mapping[TableId, Lsn]:
+        return {table: log.watermark for (owner, table), log in self._held.items() if owner == self._owner}
+
+    def read_held(self, table: TableSchema) -> Iterator[RawChanges]:
+        log = self._held.get((self._owner, table.id), _HeldLog())
+        return iter([part for part in log.parts if len(part)])
+
+    def release_table(self, table: TableId) -> None:
+        with self._lock:
+            self._held.pop((self._owner, table), None)
 
     def drop_table(self, table: TableId) -> None:
         with self._lock:
             self._live.pop(table, None)
             self._owners.pop(table, None)
-            self._forget_copies(table)
+            self._copies = forget_copies(self._copies, table)
+            self.release_table(table)
 
     def row_count(self, table: TableId) -> int | None:
         live = self._live.get(table)
@@ -155,25 +167,25 @@ class MemoryDestination(Destination):
             raise DestinationError(f"{table.id} does not exist", hint="Copy the table first", table=str(table.id))
         return to_table(table, list(self._live[table.id].rows.values())).to_reader()
 
-    def _copy(self, target: CopyTarget) -> _Copy:
-        return find_copy(self._copies, target)
-
-
-def find_copy(copies: Mapping[str, _Copy], target: CopyTarget) -> _Copy:
-    found = copies.get(target.copy_id)
-    if found is None or found.table != target.table.id:
-        raise copy_not_begun(target)
-    return found
-
 
 class _Attempt:
     """One batch, applied to copies of what it touches."""
 
-    def __init__(self, live: Mapping[TableId, _Live], copies: Mapping[str, _Copy], batch: EventBatch) -> None:
+    def __init__(
+        self,
+        live: Mapping[TableId, LiveTable],
+        copies: Mapping[str, Copy],
+        held: Mapping[tuple[str, TableId], _HeldLog],
+        owner: str,
+        batch: EventBatch,
+    ) -> None:
         self._batch = batch
+        self._owner = owner
+        self._before = live
         logs = {route.log.copy_id for route in batch.routes.values() if route.log}
         self.live = {table: copy(each) if table in batch.routes else each for table, each in live.items()}
         self.copies = {name: copy(each) if name in logs else each for name, each in copies.items()}
+        self.held = {key: copy(each) if key[1] in batch.routes else each for key, each in held.items()}
         self._changes = dict.fromkeys(batch.routes, 0)
 
     def run(self) -> WriteResult:
@@ -182,133 +194,49 @@ class _Attempt:
                 self._apply(events)
         position = self._batch.position
         for table in self._batch.routes:
+            self._leave_what_is_newer(table, position)
             for place in self._places(table):
                 place.watermark = max(place.watermark, position)
         return WriteResult(position=position, changes=self._changes)
 
-    def _places(self, table: TableId) -> list[_Live | _Copy]:
+    def _leave_what_is_newer(self, table: TableId, position: Lsn) -> None:
+        """A batch that came before has no effect, on columns neither."""
+        if table in self._before and self._before[table].watermark >= position:
+            self.live[table] = copy(self._before[table])
+
+    def _apply(self, events: TableEvents) -> None:
+        table = events.table.id
+        counts = [place.apply(events) for place in self._places(table)]
+        self._changes[table] += max(counts, default=0)
+
+    def _places(self, table: TableId) -> list[_Place]:
         """Where the changes of a table go; those for the log of a finished copy go to the table it has become."""
         route = self._batch.routes[table]
+        if route.held:
+            return [self._held_log(table)]
         log = find_copy(self.copies, route.log) if route.log else None
         finished = log is not None and log.finished_rows is not None
-        places: list[_Live | _Copy] = []
+        places: list[_Place] = []
         if (route.live or finished) and table in self.live:
             places.append(self.live[table])
         if log is not None and not finished:
             places.append(log)
         return places
 
-    def _apply(self, events: TableEvents) -> None:
-        table = events.table.id
-        require_mergeable(events.table)
-        counts = [_apply_to(place, events) for place in self._places(table)]
-        self._changes[table] += max(counts, default=0)
-
-
-def _apply_to(place: _Live | _Copy, events: TableEvents) -> int:
-    if events.truncated_at is not None and events.truncated_at >= place.watermark:
-        _truncate(place)
-    changes = [change for part in events.changes for change in changes_of(part) if change.lsn >= place.watermark]
-    if isinstance(place, _Copy):
-        place.log.extend(changes)
-    else:
-        for change in changes:
-            _apply_change(place.rows, change, events.table.id)
-    return len(changes)
-
-
-def _truncate(place: _Live | _Copy) -> None:
-    if isinstance(place, _Copy):
-        place.truncated = True
-        place.log.clear()
-    else:
-        place.rows.clear()
-
-
-def _apply_change(rows: dict[Key, Row], change: Change, table: TableId) -> None:
-    before = rows.pop(change.old_key, None)
-    if change.kind is ChangeKind.DELETE:
-        return
-    row = change.row if before is None else change.row.filled_from(before)
-    if not row.complete:
-        raise missing_row(table)
-    rows[change.key] = row
-
-
-def missing_row(table: TableId) -> TableError:
-    """An update left a value out, and the live table does not hold the row."""
-    return TableError(
-        f"{table} lacks a row at the destination whose unchanged TOAST value is needed",
-        hint="The destination was altered by someone else; copy the table again",
-        table=str(table),
-    )
-
-
-def _staged_rows(table: TableSchema, chunk: ChunkRows) -> list[tuple[Key, Row]]:
-    lsn, stamp = lsn_number(chunk.seen_lsn), int(chunk.taken_at.timestamp() * 1_000_000)
-    cells = [cells for batch in chunk.batches for cells in cells_of(batch)]
-    keys = [key_of([each[index] for index in table.key_indexes]) for each in cells]
-    return [(key, Row(each, ChangeType.COPY, lsn, stamp)) for key, each in zip(keys, cells, strict=True)]
-
-
-@dataclass
-class _Pending:
-    """A row as the log leaves it; ``origin`` is the commit that moved it onto its key, 0 if it always stood there."""
-
-    row: Row
-    origin: int
-
-
-def _merge_copy(copy_: _Copy) -> tuple[dict[Key, Row], list[Row]]:
-    """The rows of the finished copy, and those (incomplete) that cannot be decided."""
-    pending, touched = _replay(copy_.log)
-    chunks = [] if copy_.truncated else list(copy_.chunks.values())
-    staged = {key: row for chunk in chunks if not chunk.reread for key, row in chunk.rows}
-    result = {key: row for key, row in staged.items() if key not in touched}
-    rereads = sorted((chunk for chunk in chunks if chunk.reread), key=lambda chunk: chunk.seen_lsn, reverse=True)
-    undecided = []
-    for key, each in pending.items():
-        row = _complete(key, each, staged, rereads)
-        if row.complete:
-            result[key] = row
-        else:
-            undecided.append(row)
-    return result, undecided
-
-
-def _replay(log: Iterable[Change]) -> tuple[dict[Key, _Pending], set[Key]]:
-    rows: dict[Key, _Pending] = {}
-    touched: set[Key] = set()
-    for change in log:
-        touched |= {change.key, change.old_key}
-        before = rows.pop(change.old_key, None)
-        if change.kind is ChangeKind.DELETE:
-            continue
-        row, origin = change.row, 0
-        if before is not None:
-            row, origin = row.filled_from(before.row), before.origin
-        rows[change.key] = _Pending(row, change.lsn if change.key != change.old_key else origin)
-    return rows, touched
-
-
-def _complete(key: Key, pending: _Pending, staged: Mapping[Key, Row], rereads: Iterable[_Chunk]) -> Row:
-    if pending.row.complete:
-        return pending.row
-    if pending.origin == 0 and key in staged:
-        return pending.row.filled_from(staged[key])
-    for chunk in rereads:
-        # A snapshot that saw the row arrive at this key saw this row there, with the values it still has.
-        if chunk.seen_lsn > pending.origin and (found := dict(chunk.rows).get(key)):
-            return pending.row.filled_from(found)
-    return pending.row
+    def _held_log(self, table: TableId) -> _HeldLog:
+        log = self.held.get((self._owner, table))
+        if log is None:
+            raise DestinationError(
+                f"Nothing was begun to hold the changes of {table}", hint="Copy the table again", table=str(table)
+            )
+        return log
 
 
 def _key_table(table: TableSchema, rows: Iterable[Row]) -> pa.Table:
     schema = arrow_schema(table)
-    keys = [schema.field(index) for index in table.key_indexes]
     found = list(rows)
-    arrays = [pa.concat_arrays([row.cells[index] for row in found]) for index in table.key_indexes]
-    return pa.Table.from_arrays(arrays, schema=pa.schema(keys))
+    arrays = [pa.concat_arrays([row.cells[column.attnum] for row in found]) for column in table.key]
+    return pa.Table.from_arrays(arrays, schema=pa.schema([schema.field(index) for index in table.key_indexes]))
 
 
 PLUGIN = DestinationPlugin(config=MemoryConfig, factory=MemoryDestination)

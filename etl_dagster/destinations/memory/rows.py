@@ -1,53 +1,80 @@
 """Rows and changes as plain Python values: the reference's view of columnar data.
 
-A cell is an Arrow array of one value, so that every type and every infinity passes through unharmed.
+A cell is an Arrow array of one value, so that every type and every infinity passes through unharmed. Columns go by
+their attnum, which outlives their names.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 
 import numpy as np
 import pyarrow as pa
 
-from etl_dagster.arrow.changes import LSN_TYPE, cdc_fields, lsn_number
-from etl_dagster.arrow.types import arrow_schema
-from etl_dagster.model import ChangeKind, ChangeSet, ChangeType, TableSchema
+from etl_dagster.arrow.changes import LSN_TYPE, lsn_number
+from etl_dagster.arrow.landing import landed_schema
+from etl_dagster.model import ChangeKind, ChangeSet, ChangeType, Column, Landing, TableSchema
 
 Key = tuple[object, ...]
-_CHANGE_TYPE = {ChangeKind.INSERT: ChangeType.INSERT, ChangeKind.UPDATE: ChangeType.UPDATE}
+# None: not known, since an update left it out as unchanged. A column that is not there is NULL.
+Cells = dict[int, pa.Array | None]
+
+_CHANGE_TYPES = {
+    ChangeKind.INSERT: ChangeType.INSERT,
+    ChangeKind.UPDATE: ChangeType.UPDATE,
+    ChangeKind.DELETE: ChangeType.DELETE,
+    ChangeKind.TRUNCATE: ChangeType.TRUNCATE,
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row; a cell is None where an unchanged value is not known."""
+    """One row; ``unchanged`` names, in a changelog, the columns that were left out."""
 
-    cells: tuple[pa.Array | None, ...]
+    cells: Cells
     change_type: ChangeType
     lsn: int
     timestamp: int
+    unchanged: tuple[str, ...] = ()
 
     @property
     def complete(self) -> bool:
-        return all(cell is not None for cell in self.cells)
+        return all(cell is not None for cell in self.cells.values())
+
+    @property
+    def deleted(self) -> bool:
+        return self.change_type is ChangeType.DELETE
 
     def filled_from(self, other: Row) -> Row:
-        """This row with its unknown cells taken from another one."""
-        pairs = zip(self.cells, other.cells, strict=True)
-        return replace(self, cells=tuple(theirs if cell is None else cell for cell, theirs in pairs))
+        """This row with its unknown cells taken from another one; those that it lacks are null."""
+        pairs = [(attnum, other.cells[attnum] if cell is None else cell) for attnum, cell in self.cells.items()]
+        return self.with_cells(dict(pairs))
+
+    def with_cells(self, cells: Cells) -> Row:
+        return replace(self, cells=cells)
+
+    def known(self) -> Row:
+        """This row with nulls for what is not known."""
+        return self.with_cells({attnum: cell for attnum, cell in self.cells.items() if cell is not None})
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One change of one row; ``old_key`` differs from ``key`` when the row moved."""
+    """One change of one row; ``old_key`` differs from ``key`` when the row moved.
+
+    ``left`` is the row as deleted under its old key by this change, with cells for its identity only; None where the
+    change leaves no key.
+    """
 
     kind: ChangeKind
     lsn: int
+    xid: int | None
     key: Key
     old_key: Key
     row: Row
+    left: Row | None = field(default=None)
 
 
 def key_of(cells: Sequence[pa.Array]) -> Key:
@@ -64,32 +91,62 @@ def cells_of(batch: pa.RecordBatch) -> Iterator[tuple[pa.Array, ...]]:
         yield tuple(column.slice(i, 1) for column in batch.columns)
 
 
+def by_attnum(columns: Sequence[Column], cells: Sequence[pa.Array]) -> dict[int, pa.Array]:
+    return {column.attnum: cell for column, cell in zip(columns, cells, strict=True)}
+
+
 def changes_of(changes: ChangeSet) -> Iterator[Change]:
     """The changes one by one."""
+    table = changes.table
+    identity = [table.columns[index] for index in table.identity_indexes]
     old_keys = None if changes.old_keys is None else list(cells_of(changes.old_keys))
     for i, cells in enumerate(cells_of(changes.rows)):
         kind = ChangeKind(int(changes.kind[i]))
-        key = key_of([cells[index] for index in changes.table.key_indexes])
-        moved = old_keys is not None and changes.moved is not None and bool(changes.moved[i])
-        unchanged = {column for column, mask in changes.unchanged.items() if mask[i]}
-        row = Row(
-            cells=tuple(None if column in unchanged else cell for column, cell in enumerate(cells)),
-            change_type=_CHANGE_TYPE.get(kind, ChangeType.DELETE),
-            lsn=lsn_number(int(changes.lsn[i]), int(changes.ordinal[i])),
-            timestamp=int(changes.timestamp[i]),
+        moved = changes.moved is not None and bool(changes.moved[i])
+        own = [cells[index] for index in table.identity_indexes]
+        old = old_keys[i] if moved and old_keys is not None else own
+        row = _row(changes, i, kind, by_attnum(table.columns, cells))
+        deleted = replace(row, change_type=ChangeType.DELETE, unchanged=(), cells=by_attnum(identity, old))
+        yield Change(
+            kind=kind,
+            lsn=int(changes.lsn[i]),
+            xid=None if changes.xid is None else int(changes.xid[i]),
+            key=key_of(own),
+            old_key=key_of(old),
+            row=row,
+            left=deleted if moved or kind is ChangeKind.DELETE else None,
         )
-        old_key = key_of(old_keys[i]) if moved and old_keys is not None else key
-        yield Change(kind, int(changes.lsn[i]), key, old_key, row)
+
+
+def _row(changes: ChangeSet, i: int, kind: ChangeKind, cells: dict[int, pa.Array]) -> Row:
+    left_out = [changes.table.columns[place] for place, mask in sorted(changes.unchanged.items()) if mask[i]]
+    return Row(
+        cells={**cells, **dict.fromkeys((column.attnum for column in left_out), None)},
+        change_type=_CHANGE_TYPES[kind],
+        lsn=lsn_number(int(changes.lsn[i]), int(changes.ordinal[i])),
+        timestamp=int(changes.timestamp[i]),
+        unchanged=tuple(column.name for column in left_out),
+    )
 
 
 def to_table(table: TableSchema, rows: Sequence[Row]) -> pa.Table:
     """Rows as the table's columns and the CDC columns."""
-    fields = [*arrow_schema(table), *cdc_fields()]
-    schema = pa.schema(fields)
+    schema = landed_schema(table)
     if not rows:
         return schema.empty_table()
-    columns = [pa.concat_arrays([row.cells[i] for row in rows]) for i in range(len(table.columns))]
-    stamps = pa.array(np.array([row.timestamp for row in rows], np.int64)).view(fields[-1].type)
-    lsns = pa.array([Decimal(row.lsn) for row in rows], LSN_TYPE)
-    cdc = [pa.array([row.change_type.value for row in rows]), lsns, stamps]
-    return pa.Table.from_arrays([*columns, *cdc], schema=schema)
+    columns = [
+        _column([row.cells.get(each.attnum) for row in rows], schema.field(i).type)
+        for i, each in enumerate(table.columns)
+    ]
+    columns += [
+        pa.array([row.change_type.value for row in rows]),
+        pa.array([Decimal(row.lsn) for row in rows], LSN_TYPE),
+        pa.array(np.array([row.timestamp for row in rows], np.int64)).view(pa.timestamp("us", "UTC")),
+    ]
+    if table.landing is Landing.CHANGELOG:
+        columns.append(pa.array([list(row.unchanged) or None for row in rows], pa.list_(pa.string())))
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _column(cells: Sequence[pa.Array | None], type_: pa.DataType) -> pa.Array:
+    return pa.concat_arrays([pa.nulls(1, type_) if cell is None else cell for cell in cells])

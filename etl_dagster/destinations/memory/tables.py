@@ -1,0 +1,125 @@
+"""Live tables: columns that follow the source, and changes applied one after the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from etl_dagster.arrow.changes import lsn_number, missing_value
+from etl_dagster.destinations.memory.rows import Change, Key, Row, changes_of
+from etl_dagster.errors import TableError
+from etl_dagster.model import ZERO_LSN, ChangeKind, ChangeType, Column, Landing, Lsn, TableEvents, TableSchema
+
+
+@dataclass
+class LiveTable:
+    """One table as readers see it.
+
+    Attributes:
+        table: The newest schema.
+        known: Attnums of all columns, also of those that the source has dropped.
+        rows: By key; those of a changelog by a number.
+    """
+
+    table: TableSchema
+    watermark: Lsn = ZERO_LSN
+    rows: dict[Key, Row] = field(default_factory=dict)
+    known: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.known = self.known | {column.attnum for column in self.table.columns}
+
+    def __copy__(self) -> LiveTable:
+        return replace(self, rows=dict(self.rows))
+
+    def apply(self, events: TableEvents) -> int:
+        """Apply what the watermark does not cover; returns the number of changes."""
+        truncates = events.truncated_at is not None and events.truncated_at >= self.watermark
+        parts = [
+            (part.table, [each for each in changes_of(part) if each.lsn >= self.watermark]) for part in events.changes
+        ]
+        count = sum(len(changes) for _, changes in parts)
+        if count or truncates or not events.changes:
+            self._follow(events.table, at_rest=not count and not truncates)
+        if truncates:
+            self._truncate(events)
+        for read_by, changes in parts:
+            for change in changes:
+                self._apply_change(self._adapted(change, read_by))
+        return count
+
+    def _follow(self, table: TableSchema, *, at_rest: bool) -> None:
+        """Take over the columns of the source, told apart by attnum."""
+        if at_rest and table.natts < self.table.natts:
+            return
+        for column in table.columns:
+            if column.attnum not in self.known and self.table.landing is not Landing.CHANGELOG:
+                self._fill(column)
+        self.known |= {column.attnum for column in table.columns}
+        self.table = table
+
+    def _fill(self, column: Column) -> None:
+        for key, row in self.rows.items():
+            self.rows[key] = row.with_cells({**row.cells, column.attnum: missing_value(column)})
+
+    def _adapted(self, change: Change, read_by: TableSchema) -> Change:
+        """The change with values for the columns that are newer than it, and without those that are gone."""
+        older = {column.attnum for column in read_by.columns}
+        cells = {
+            column.attnum: change.row.cells[column.attnum] if column.attnum in older else missing_value(column)
+            for column in self.table.columns
+            if column.attnum in older or self.table.landing is not Landing.CHANGELOG
+        }
+        numbers = {column.name: column.attnum for column in read_by.columns}
+        names = {column.attnum: column.name for column in self.table.columns}
+        unchanged = tuple(names[numbers[name]] for name in change.row.unchanged if numbers[name] in names)
+        return replace(change, row=replace(change.row, cells=cells, unchanged=unchanged))
+
+    def _truncate(self, events: TableEvents) -> None:
+        if self.table.landing is Landing.SOFT_DELETE:
+            at = lsn_number(events.truncated_at or ZERO_LSN)
+            self.rows = {key: deleted(row, at) for key, row in self.rows.items()}
+        else:
+            self.rows.clear()
+
+    def _apply_change(self, change: Change) -> None:
+        if self.table.landing is Landing.CHANGELOG:
+            for row in changelog_rows(change):
+                self.rows[len(self.rows),] = row
+            return
+        before = self.rows.pop(change.old_key, None)
+        if change.left is not None and self.table.landing is Landing.SOFT_DELETE:
+            self.rows[change.old_key] = tombstone(change.left, before, self.table).known()
+        if change.kind is ChangeKind.DELETE:
+            return
+        row = change.row if before is None or before.deleted else change.row.filled_from(before)
+        if not row.complete:
+            raise _missing_row(self.table)
+        self.rows[change.key] = row
+
+
+def deleted(row: Row, lsn: int) -> Row:
+    """The row as deleted, at a time that is not known; one that was deleted before stays as it is."""
+    return row if row.deleted else replace(row, change_type=ChangeType.DELETE, lsn=lsn)
+
+
+def tombstone(left: Row, before: Row | None, table: TableSchema) -> Row:
+    """What stays of a row that left its key: the values that it had."""
+    columns = [column.attnum for column in table.columns]
+    had = dict.fromkeys(columns) if before is None else before.cells
+    return left.with_cells({attnum: had[attnum] for attnum in columns if attnum in had} | left.cells)
+
+
+def changelog_rows(change: Change) -> list[Row]:
+    """The rows that a changelog has for a change: two for one that moved its row."""
+    moved = change.kind is ChangeKind.UPDATE and change.left is not None
+    rows = [change.left, change.row] if moved else [change.row]
+    return [row.known() for row in rows if row is not None]
+
+
+def _missing_row(table: TableSchema) -> TableError:
+    """An update left a value out, and the live table does not hold the row."""
+    return TableError(
+        f"{table.id} lacks a row at the destination whose unchanged TOAST value is needed",
+        hint="The destination was altered by someone else; copy the table again",
+        table=str(table.id),
+    )
