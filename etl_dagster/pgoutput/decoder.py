@@ -8,19 +8,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
 from datetime import datetime
 
 import numpy as np
 import numpy.typing as npt
 
-from etl_dagster.errors import ProtocolError
+from etl_dagster.errors import ProtocolError, TableError
 from etl_dagster.model import Lsn, RawChanges, TableEvents, TableId, TableSchema
-from etl_dagster.pgoutput.changes import read_changes
-from etl_dagster.pgoutput.messages import parse_relation, parse_truncate
+from etl_dagster.pgoutput.changes import TextNotGiven
+from etl_dagster.pgoutput.evolution import evolve
+from etl_dagster.pgoutput.held import keep, open_raw
+from etl_dagster.pgoutput.messages import Relation, parse_relation, parse_truncate
 from etl_dagster.pgoutput.relations import Binding, bind
-from etl_dagster.pgoutput.transactions import TRUNCATE, Places, TransactionClock
-from etl_dagster.pgoutput.tuples import Bytes, Messages
+from etl_dagster.pgoutput.stories import Feed, Rows, Story
+from etl_dagster.pgoutput.transactions import TRUNCATE, TransactionClock
+from etl_dagster.pgoutput.tuples import Messages
 from etl_dagster.pgwire import Frames, check, gather
 
 _RELATION = ord("R")
@@ -34,30 +36,6 @@ _TUPLES_OF = {ord("I"): b"N", ord("U"): b"NKO", ord("D"): b"KO"}
 _MARKERS = np.zeros((256, 256), np.bool_)
 for _tag, _allowed in _TUPLES_OF.items():
     _MARKERS[_tag, list(_allowed)] = True
-
-_Rows = npt.NDArray[np.intp]
-
-
-@dataclass(slots=True)
-class _Story:
-    """What one feed says of one relation: bindings from a message on, changes, truncates."""
-
-    bindings: list[tuple[int, Binding]] = field(default_factory=list)
-    rows: _Rows = field(default_factory=lambda: np.empty(0, np.intp))
-    markers: Bytes = field(default_factory=lambda: np.empty(0, np.uint8))
-    truncates: list[int] = field(default_factory=list)
-
-    def in_force(self, row: int) -> Binding:
-        """The binding that a message falls under."""
-        before = [binding for start, binding in self.bindings if start < row]
-        if not before:
-            raise ProtocolError("Change of a relation that was not announced", offset=0, need=1, have=0)
-        return before[-1]
-
-    def last_truncate(self) -> int | None:
-        """The last truncate that the table wanted has seen: none after it drifted."""
-        seen = [row for row in self.truncates if self.in_force(row).readable is not None]
-        return seen[-1] if seen else None
 
 
 class StreamDecoder:
@@ -83,7 +61,7 @@ class StreamDecoder:
         look: Callable[[TableSchema], TableSchema | None] | None = None,
         held: Collection[int] = (),
     ) -> None:
-        self._schemas = dict(schemas)
+        self._known = dict(schemas)
         self._look = look
         self._held = frozenset(held)
         self._clock = TransactionClock()
@@ -138,21 +116,60 @@ class StreamDecoder:
         if len(frames) == 0:
             return []
         messages = _open(frames)
-        text = None if text_frames is None else _open_text(text_frames, messages)
+        text = None if text_frames is None else _in_step(_open(text_frames), messages)
         rows, heads = _changes(messages)
         counted = messages.tags == TRUNCATE
         counted[rows] = True
         places = self._clock.place(messages, counted)
         self._changes += len(rows)
-        stories = self._stories(messages, rows, heads)
-        return [events for story in stories.values() if (events := _tell(story, messages, text, places)) is not None]
+        return self._tell(Feed(messages, text, places), rows, heads, self._held)
 
     def replay(self, raw: RawChanges) -> list[TableEvents]:
-        """Decode messages that were held, as `feed` would have; keeps what relations it has seen from call to call."""
-        raise NotImplementedError
+        """Decode messages that were held, as `feed` would have; keeps what was announced from call to call.
 
-    def _stories(self, messages: Messages, rows: _Rows, heads: npt.NDArray[np.int64]) -> dict[int, _Story]:
-        stories: dict[int, _Story] = {}
+        Raises:
+            ProtocolError: The bytes are no such messages.
+            ValueUnrepresentable: Values that a table's Arrow types cannot hold; ``table`` says whose.
+            TableError: Values are needed as text, and it was not kept.
+        """
+        if len(raw) == 0:
+            return []
+        feed = open_raw(raw)
+        if feed.text is not None:
+            _in_step(feed.text, feed.messages)
+        try:
+            return self._tell(feed, *_changes(feed.messages), held=frozenset())
+        except TextNotGiven as error:
+            raise TableError(
+                f"{error.message} when the table's changes were kept", hint="Re-sync the table", table=error.table
+            ) from error
+
+    def _tell(self, feed: Feed, rows: Rows, heads: npt.NDArray[np.int64], held: Collection[int]) -> list[TableEvents]:
+        told = []
+        for relation, story in self._stories(feed.messages, rows, heads, held).items():
+            table = self._known.get(relation)
+            if relation in held:
+                events = None if table is None else TableEvents(table, held=keep(relation, story, feed))
+            else:
+                story.check()
+                events = None if table is None else self._tell_table(relation, table, story, feed)
+            if events is not None:
+                told.append(events)
+        return told
+
+    def _tell_table(self, relation: int, table: TableSchema, story: Story, feed: Feed) -> TableEvents | None:
+        replaced: Counter[str] = Counter()
+        events = story.tell(table, feed, replaced)
+        if replaced:
+            self.replaced.setdefault(table.id, Counter()).update(replaced)
+        if story.bindings:
+            self._remember(relation, story.bindings[-1][1])
+        return events
+
+    def _stories(
+        self, messages: Messages, rows: Rows, heads: npt.NDArray[np.int64], held: Collection[int]
+    ) -> dict[int, Story]:
+        stories: dict[int, Story] = {}
         for relation, of_relation in _by_relation(heads >> 32):
             story = stories.setdefault(relation, self._story(relation))
             story.rows = rows[of_relation]
@@ -161,26 +178,42 @@ class StreamDecoder:
             for relation in parse_truncate(messages.body(row), int(messages.at[row])).relations:
                 stories.setdefault(relation, self._story(relation)).truncates.append(row)
         for row in np.flatnonzero(messages.tags == _RELATION).tolist():
-            relation, binding = self._announce(messages, row)
-            stories.setdefault(relation, _Story()).bindings.append((row, binding))
+            announced = parse_relation(messages.body(row), int(messages.at[row]))
+            story = stories.setdefault(announced.oid, self._story(announced.oid))
+            story.announcements.append(row)
+            if announced.oid not in held:
+                story.bindings.append((row, self._announce(announced)))
         return stories
 
-    def _story(self, relation: int) -> _Story:
+    def _story(self, relation: int) -> Story:
         known = self._bindings.get(relation)
-        return _Story([] if known is None else [(-1, known)])
+        return Story([] if known is None else [(-1, known)])
 
-    def _announce(self, messages: Messages, row: int) -> tuple[int, Binding]:
-        relation = parse_relation(messages.body(row), int(messages.at[row]))
-        binding = bind(relation, self._schemas.get(relation.oid))
+    def _announce(self, relation: Relation) -> Binding:
         before = self._bindings.get(relation.oid)
         if before is not None and (before.drift or before.relation == relation):
-            binding = before  # a table that has drifted stays so: some of its changes are left out already
+            return before  # a table that has drifted stays so: some of its changes are left out already
+        binding = self._bind(relation)
+        self._remember(relation.oid, binding)
+        return binding
+
+    def _bind(self, relation: Relation) -> Binding:
+        known = self._known.get(relation.oid)
+        binding = bind(relation, known)
+        now = self._look(known) if self._look is not None and known is not None and binding.drift else None
+        evolution = None if known is None or now is None else evolve(known, relation, now)
+        if evolution is None:
+            return binding
+        if evolution.advances:
+            self._known[relation.oid] = self.evolved[evolution.schema.id] = evolution.schema
+        return Binding(relation, evolution.schema, followed=True)
+
+    def _remember(self, relation: int, binding: Binding) -> None:
+        self._bindings[relation] = binding
         if binding.table is None:
-            self.unknown.add((relation.schema, relation.name))
+            self.unknown.add((binding.relation.schema, binding.relation.name))
         elif binding.drift:
             self.drifted[binding.table.id] = binding.drift
-        self._bindings[relation.oid] = binding
-        return relation.oid, binding
 
 
 def _open(frames: Frames) -> Messages:
@@ -191,14 +224,13 @@ def _open(frames: Frames) -> Messages:
     return Messages(frames.data, frames.starts + 6, frames.ends, (heads >> 8).astype(np.uint8))
 
 
-def _open_text(frames: Frames, messages: Messages) -> Messages:
-    text = _open(frames)
+def _in_step(text: Messages, messages: Messages) -> Messages:
     if len(text) != len(messages) or (text.tags != messages.tags).any():
         raise ProtocolError("The stream in text is another", offset=0, need=len(messages), have=len(text))
     return text
 
 
-def _changes(messages: Messages) -> tuple[_Rows, npt.NDArray[np.int64]]:
+def _changes(messages: Messages) -> tuple[Rows, npt.NDArray[np.int64]]:
     """Inserts, updates and deletes: which messages, and their relation, marker and column count in one word."""
     classes = _CLASS[messages.tags]
     if not classes.all():
@@ -214,7 +246,7 @@ def _changes(messages: Messages) -> tuple[_Rows, npt.NDArray[np.int64]]:
     return rows, heads
 
 
-def _by_relation(relations: npt.NDArray[np.int64]) -> Iterator[tuple[int, _Rows]]:
+def _by_relation(relations: npt.NDArray[np.int64]) -> Iterator[tuple[int, Rows]]:
     """Which changes belong to each relation, in order."""
     if len(relations) == 0:
         return
@@ -225,33 +257,3 @@ def _by_relation(relations: npt.NDArray[np.int64]) -> Iterator[tuple[int, _Rows]
     sorted_ = relations[order]
     for rows in np.split(order, np.flatnonzero(sorted_[1:] != sorted_[:-1]) + 1):
         yield int(relations[rows[0]]) & 0xFFFFFFFF, rows
-
-
-def _tell(story: _Story, messages: Messages, text: Messages | None, places: Places) -> TableEvents | None:
-    """The events of one relation; None when there are none, or nobody asked for them."""
-    if len(story.rows):
-        story.in_force(int(story.rows[0]))
-    truncated = story.last_truncate()
-    table = story.bindings[-1][1].table
-    truncated_at, first = None, 0
-    if truncated is not None:
-        truncated_at = Lsn(int(places.lsn(np.array([truncated]))[0]))
-        first = int(np.searchsorted(story.rows, truncated))
-    changes = [
-        read_changes(binding, messages, text, story.markers[span], places, story.rows[span])
-        for binding, span in _spans(story, first)
-        if binding.readable is not None
-    ]
-    return TableEvents(table, changes, truncated_at) if table and (changes or truncated_at is not None) else None
-
-
-def _spans(story: _Story, first: int) -> Iterator[tuple[Binding, slice]]:
-    """Stretches of changes under one binding, from change ``first`` on."""
-    merged: list[tuple[int, Binding]] = []
-    for start, binding in story.bindings:
-        if not merged or merged[-1][1] is not binding:
-            merged.append((int(np.searchsorted(story.rows, start)), binding))
-    ends = [start for start, _ in merged[1:]] + [len(story.rows)]
-    for (start, binding), end in zip(merged, ends, strict=True):
-        if max(start, first) < end:
-            yield binding, slice(max(start, first), end)

@@ -110,3 +110,8 @@ def parse_truncate(body: bytes, offset: int = 0) -> Truncate:
     relations = tuple(reader.unsigned(4) for _ in range(count))
     reader.finish()
     return Truncate(relations, bool(options & 1), bool(options & 2))
+
+
+def truncate_of(body: bytes, relation: int) -> bytes:
+    """A ``T`` message of several relations as one of a single relation."""
+    return body[:1] + (1).to_bytes(4, "big") + body[5:6] + relation.to_bytes(4, "big")

@@ -8,12 +8,10 @@ from functools import cached_property
 
 import pyarrow as pa
 
-from etl_dagster.arrow import arrow_schema, has_binary_decoder
-from etl_dagster.model import Column, TableSchema
-from etl_dagster.pgoutput.messages import Relation, RelationColumn
-
-# With these the columns flagged in the stream are those of the key; FULL flags all, NOTHING none.
-_IDENTITIES_WITH_KEY = frozenset("di")
+from etl_dagster.arrow import arrow_schema, reads_text
+from etl_dagster.model import TableSchema
+from etl_dagster.pgoutput.evolution import IDENTITIES_WITH_KEY, type_differs
+from etl_dagster.pgoutput.messages import Relation
 
 
 @dataclass(frozen=True)
@@ -23,11 +21,14 @@ class Binding:
     Attributes:
         table: None when nobody asked for this relation.
         drift: What differs from ``table``; then its changes cannot be read into it. Empty when nothing does.
+        followed: The table's schema was worked out from the relation; its columns are in the relation's order, perhaps
+            under other names.
     """
 
     relation: Relation
     table: TableSchema | None
     drift: str = ""
+    followed: bool = False
 
     @property
     def readable(self) -> TableSchema | None:
@@ -38,6 +39,8 @@ class Binding:
     def places(self) -> tuple[int, ...]:
         """For each column of the table, its place in the stream's tuples."""
         assert self.table is not None
+        if self.followed:
+            return tuple(range(len(self.table.columns)))
         names = [column.name for column in self.relation.columns]
         return tuple(names.index(column.name) for column in self.table.columns)
 
@@ -53,7 +56,7 @@ class Binding:
         if self.readable is None:
             return frozenset()
         columns = zip(self.readable.columns, self.places, strict=True)
-        return frozenset(place for column, place in columns if not has_binary_decoder(column.type))
+        return frozenset(place for column, place in columns if reads_text(column))
 
 
 def bind(relation: Relation, table: TableSchema | None) -> Binding:
@@ -73,20 +76,10 @@ def _differences(relation: Relation, table: TableSchema) -> Iterator[str]:
     for name in streamed.keys() - known.keys():
         yield f"column {name} is new"
     for name in known.keys() & streamed.keys():
-        if _type_differs(known[name], streamed[name]):
+        if type_differs(known[name], streamed[name]):
             yield f"column {name} is no longer {known[name].type.name}"
-    if relation.replica_identity in _IDENTITIES_WITH_KEY:
+    if relation.replica_identity in IDENTITIES_WITH_KEY:
         yield from _key_difference(relation, table)
-
-
-def _type_differs(known: Column, streamed: RelationColumn) -> bool:
-    """Compare with the declared type, because the stream announces domains, not what they stand for."""
-    type_ = known.type
-    if type_.declared_oid == 0:
-        return False
-    if type_.declared_oid != streamed.type_oid:
-        return True
-    return type_.declared_oid == type_.oid and type_.typmod != streamed.typmod
 
 
 def _key_difference(relation: Relation, table: TableSchema) -> Iterator[str]:

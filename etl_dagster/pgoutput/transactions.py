@@ -21,13 +21,14 @@ _UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Position, place in the transaction, and commit time of all messages of one feed."""
+    """Position, place in the transaction, commit time and transaction id of all messages of one feed."""
 
     transaction: npt.NDArray[np.int64]
     rank: npt.NDArray[np.int64]
     lsns: npt.NDArray[np.uint64]
     times: npt.NDArray[np.int64]
     first_ranks: npt.NDArray[np.int64]
+    xids: npt.NDArray[np.uint32]
 
     def lsn(self, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.uint64]:
         """Commit LSN of each message."""
@@ -42,6 +43,10 @@ class Places:
         ordinal: npt.NDArray[np.int64] = self.rank[rows] - self.first_ranks[self.transaction[rows]]
         return ordinal
 
+    def xid(self, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.uint32]:
+        """Low half of the id of each message's transaction."""
+        return self.xids[self.transaction[rows]]
+
 
 class TransactionClock:
     """Follows begins and commits from feed to feed."""
@@ -54,6 +59,7 @@ class TransactionClock:
         self._lsn = 0
         self._time = 0
         self._ordinal = 0
+        self._xid = 0
 
     def place(self, messages: Messages, counted: Mask) -> Places:
         """Place the messages; ``counted`` are those that a transaction is made of.
@@ -73,6 +79,7 @@ class TransactionClock:
             np.concatenate((np.array([self._lsn], np.uint64), gather(messages.data, at + 1, np.uint64))),
             np.concatenate((np.array([self._time], np.int64), _times(messages.data, at + 9))),
             np.concatenate((np.array([-self._ordinal], np.int64), rank[begins] + 1)),
+            np.concatenate((np.array([self._xid], np.uint32), gather(messages.data, at + 17, np.uint32))),
         )
         self._remember(messages, places, commits)
         return places
@@ -99,6 +106,7 @@ class TransactionClock:
         last = int(places.transaction[-1])
         self.in_transaction = len(places.lsns) - 1 + self.in_transaction - len(commits) == 1
         self._lsn, self._time = int(places.lsns[last]), int(places.times[last])
+        self._xid = int(places.xids[last])
         self._ordinal = int(places.rank[-1] + 1 - places.first_ranks[last])
         if len(commits):
             # Before PostgreSQL 15 also those arrive that hold nothing of the publication.

@@ -64,6 +64,11 @@ class Values:
         kinds[targets] = source.kinds[wanted]
         return Values(Fields(self.fields.data, starts, lengths), kinds, bool((kinds == BINARY).all()))
 
+    def at(self, rows: npt.NDArray[np.intp]) -> Values:
+        """Those of ``rows``."""
+        fields = self.fields
+        return Values(Fields(fields.data, fields.starts[rows], fields.lengths[rows]), self.kinds[rows], self.plain)
+
     def without(self, rows: Mask) -> Values:
         """With NULL in ``rows``."""
         lengths = np.where(rows, np.int32(-1), self.fields.lengths)
