@@ -154,7 +154,8 @@ def _parse(type_: PgType, target: pa.DataType, texts: pa.Array, rule: _Rule) -> 
 
 
 def _parse_list(element: PgType, target: pa.DataType, texts: pa.Array, rule: _Rule) -> pa.Array:
-    offsets, elements = split_array_texts(texts, rule.renumber)
+    facts = type_facts(element)
+    offsets, elements = split_array_texts(texts, "," if facts is None else facts.delimiter, rule.renumber)
     with _rows_of(offsets):
         values = _parse(element, target.value_type, elements, rule)
     nulls = bitmap(texts.is_valid().to_numpy(zero_copy_only=False))

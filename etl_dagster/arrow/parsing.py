@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable
 from datetime import date
 from decimal import Decimal
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +30,6 @@ _MOMENT = re.compile(r"(\d+)-(\d\d)-(\d\d)(?: ([\d:.]+))?(?:\+00)?( BC)?")
 _UNIT = re.compile(r"([+-]?\d+) (year|mon|day)")
 _CLOCK = re.compile(r"([+-]?)(\d+):(\d\d):(\d\d)(?:\.(\d+))?$")
 _MONTHS = {"year": 12, "mon": 1, "day": 0}
-_ELEMENT = re.compile(r'"((?:[^"\\]|\\.)*)"|([^,{}"]+)', re.DOTALL)
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 _INFINITE = {  # as the binary form has them
     "infinity": (_INT32_MAX, _INT32_MAX, _INT64_MAX),
@@ -49,12 +49,15 @@ def parse(texts: pa.Array, type_: pa.DataType) -> pa.Array:
     return parser(texts, type_)
 
 
-def split_array_texts(texts: pa.Array, renumber: Renumber | None = None) -> tuple[npt.NDArray[np.int32], pa.Array]:
+def split_array_texts(
+    texts: pa.Array, delimiter: str, renumber: Renumber | None = None
+) -> tuple[npt.NDArray[np.int32], pa.Array]:
     """List offsets, and the text of all elements one after another; see `split_elements`."""
     values = texts.to_pylist()
     refuse(_mask("{{" in _bare(text) for text in values), MANY_DIMENSIONS)
     check_bounds(_mask(text is not None and text[0] == "[" for text in values), renumber)
-    elements = [[] if text is None else _elements(text[text.index("{") :]) for text in values]
+    pattern = _element(delimiter)
+    elements = [[] if text is None else _elements(pattern, text[text.index("{") :]) for text in values]
     offsets = np.zeros(len(values) + 1, np.int32)
     np.cumsum([len(some) for some in elements], out=offsets[1:])
     return offsets, pa.array([text for some in elements for text in some], pa.string())
@@ -65,10 +68,15 @@ def _bare(text: str | None) -> str:
     return "" if text is None else text[text.find("{") :][:2]
 
 
-def _elements(text: str) -> list[str | None]:
+@cache
+def _element(delimiter: str) -> re.Pattern[str]:
+    return re.compile(rf'"((?:[^"\\]|\\.)*)"|([^{delimiter}{{}}"]+)', re.DOTALL)
+
+
+def _elements(pattern: re.Pattern[str], text: str) -> list[str | None]:
     return [
         _ESCAPED.sub(r"\1", found[1]) if found[1] is not None else None if found[2] == "NULL" else found[2]
-        for found in _ELEMENT.finditer(text)
+        for found in pattern.finditer(text)
     ]
 
 

@@ -42,6 +42,7 @@ class TypeFacts:
             it lands as text.
         prints: ``decode`` makes that text out of the binary form; without it, the server is asked for the text.
         texts: Takes the server's text as it is sent.
+        delimiter: What stands between elements in the text of an array.
     """
 
     oid: int
@@ -51,6 +52,7 @@ class TypeFacts:
     gaps: bool = False
     prints: bool = False
     texts: Callable[[Fields], pa.Array] = utf8_array
+    delimiter: str = ","
 
     def arrow_type(self, typmod: int) -> pa.DataType:
         """The Arrow type under this type modifier."""
@@ -89,8 +91,8 @@ ENUM = TypeFacts(0, "enum", pa.utf8(), decode_text)
 # Types that extensions create, under any OID: what their own name says they are.
 _OF_EXTENSIONS = (
     TypeFacts(0, "citext", pa.utf8(), decode_text),
-    TypeFacts(0, "geometry", pa.binary(), decode_bytea),  # of PostGIS, as EWKB
-    TypeFacts(0, "geography", pa.binary(), decode_bytea),
+    TypeFacts(0, "geometry", pa.binary(), decode_bytea, delimiter=":"),  # of PostGIS, as EWKB
+    TypeFacts(0, "geography", pa.binary(), decode_bytea, delimiter=":"),
 )
 EXTENSION_TYPES: dict[str, TypeFacts] = {facts.name: facts for facts in _OF_EXTENSIONS}
 # The last part of a name as ``format_type`` prints it, without the modifier: public.geometry(Point,4326).
