@@ -24,7 +24,8 @@ STATEMENT_TIMEOUT_MS = 60_000
 # ALTER PUBLICATION queues behind long transactions, and writers queue behind it.
 LOCK_TIMEOUT_MS = 10_000
 
-_SECRET_FIELDS = ("dsn", "password")
+_NO_KEY_PASSWORD = "none"  # noqa: S105  stands for having none
+_SECRET_FIELDS = ("dsn", "password", "key_password")
 
 SlotName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]{1,63}$")]
 Identifier = Annotated[str, StringConstraints(min_length=1)]
@@ -46,18 +47,42 @@ class TlsConfig(FrozenModel):
     mode: TlsMode = Field(TlsMode.PREFER, description="libpq's `sslmode`; `verify-full` proves who answers")
     root_cert: Path | None = Field(None, description="Certificates of the authorities to trust")
     cert: Path | None = Field(None, description="Client certificate")
-    key: Path | None = Field(None, description="Private key of the client certificate")
+    key: Path | None = Field(None, description="Private key of the client certificate; only its owner may read it")
+    key_password: SecretStr | None = Field(
+        None, description="Password of the private key, if it has one", examples=["${KEY_PASSWORD}"]
+    )
+    crl: Path | None = Field(
+        None, description="Certificates that their authority has revoked", examples=["/etc/ssl/revoked.crl"]
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _wrap_secrets(cls, data: Any) -> Any:
+        return _wrapped(data)
 
     @model_validator(mode="after")
     def _cert_and_key_go_together(self) -> Self:
         if (self.cert is None) != (self.key is None):
             raise ValueError("cert and key go together: give both or neither")
+        if self.key_password is not None and self.key is None:
+            raise ValueError("key_password is that of key: give both or neither")
         return self
 
     def parameters(self) -> dict[str, str]:
         """As libpq's connection parameters."""
-        files = {"sslrootcert": self.root_cert, "sslcert": self.cert, "sslkey": self.key}
-        return {"sslmode": self.mode.value} | {name: str(path) for name, path in files.items() if path}
+        files = {"sslrootcert": self.root_cert, "sslcert": self.cert, "sslkey": self.key, "sslcrl": self.crl}
+        password = {"sslpassword": self.key_password.get_secret_value()} if self.key_password else {}
+        return {"sslmode": self.mode.value} | {name: str(path) for name, path in files.items() if path} | password
+
+
+def _wrapped(data: Any) -> Any:
+    """What is refused is kept in the error's details; wrapped, it is kept unreadable."""
+    if not isinstance(data, dict):
+        return data
+    return {
+        name: SecretStr(value) if name in _SECRET_FIELDS and isinstance(value, str) else _wrapped(value)
+        for name, value in data.items()
+    }
 
 
 class PostgresConfig(FrozenModel):
@@ -81,13 +106,7 @@ class PostgresConfig(FrozenModel):
     @model_validator(mode="before")
     @classmethod
     def _wrap_secrets(cls, data: Any) -> Any:
-        # What is refused is kept in the error's details; wrapped, it is kept unreadable.
-        if not isinstance(data, dict):
-            return data
-        return {
-            name: SecretStr(value) if name in _SECRET_FIELDS and isinstance(value, str) else value
-            for name, value in data.items()
-        }
+        return _wrapped(data)
 
     @field_validator("dsn")
     @classmethod
@@ -121,6 +140,8 @@ class PostgresConfig(FrozenModel):
             "keepalives_count": str(self.keepalives_count),
             # Encryption by GSS would hide the socket's bytes from us; who wants it says so in the DSN.
             "gssencmode": "disable",
+            # Without any, OpenSSL would ask for that of an encrypted key at the terminal, and wait.
+            "sslpassword": _NO_KEY_PASSWORD,
         }
         tls = self.tls.parameters() if self.tls else {}
         return defaults | given | tls | {"client_encoding": "UTF8"}
@@ -128,7 +149,8 @@ class PostgresConfig(FrozenModel):
     def secrets(self) -> tuple[str, ...]:
         """What must never appear in a message."""
         parameters = self.parameters()
-        return tuple(parameters[name] for name in ("password", "sslpassword") if parameters.get(name))
+        found = (parameters.get(name) for name in ("password", "sslpassword"))
+        return tuple(secret for secret in found if secret and secret != _NO_KEY_PASSWORD)
 
     def where(self) -> str:
         """The server, database and user, for messages."""
@@ -211,5 +233,8 @@ class SourceConfig(FrozenModel):
     publication: PublicationConfig = PublicationConfig()
     slot: SlotConfig = SlotConfig()
     heartbeat_seconds: float | None = Field(
-        None, gt=0, description="How often `follow` writes a message into the WAL; never by default, rarely needed"
+        None,
+        gt=0,
+        description="How often `follow` writes a message into the WAL; never by default, rarely needed",
+        examples=[60],
     )

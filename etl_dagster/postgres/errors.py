@@ -115,12 +115,57 @@ BY_SQLSTATE_AND_TEXT: tuple[tuple[str, str, Refusal], ...] = (
     ("42501", r"row-level security", _ROW_SECURITY),
     ("58P01", r"\bWAL segment\b", _SLOT_LOST),
 )
-# libpq gives no SQLSTATE for a connection that was refused.
+# libpq gives no SQLSTATE for a connection that was refused. The first words that are found decide.
 _AT_CONNECT: tuple[tuple[str, Refusal], ...] = (
     (r"SSL off|no encryption", Refusal(SourceError, ErrorKind.SOURCE_REFUSED, _HBA_HINT)),
+    (
+        r"certificate verify failed",
+        Refusal(
+            SourceError,
+            ErrorKind.SOURCE_REFUSED,
+            "The server's certificate has expired, is in tls.crl, or is not signed by an authority in tls.root_cert",
+        ),
+    ),
+    (
+        r"does not match host name",
+        Refusal(
+            SourceError,
+            ErrorKind.SOURCE_REFUSED,
+            "Connect by a name that the certificate holds, or set tls.mode to verify-ca, which does not compare names",
+        ),
+    ),
+    (
+        r"root certificate file|system root",
+        Refusal(SourceError, ErrorKind.SOURCE_REFUSED, "Give the certificates of the authorities as tls.root_cert"),
+    ),
+    (
+        r"certificate authentication failed",
+        Refusal(
+            SourceError,
+            ErrorKind.SOURCE_REFUSED,
+            "The common name in tls.cert has to be the role's, unless the server's pg_ident.conf maps it",
+        ),
+    ),
+    (
+        r"private key",
+        Refusal(
+            SourceError,
+            ErrorKind.SOURCE_REFUSED,
+            "tls.key has to be the key of tls.cert, closed to others (chmod 600); an encrypted one needs "
+            "tls.key_password",
+        ),
+    ),
     (r"authentication failed|no password supplied|pg_hba\.conf|role .* does not exist", _PASSWORD),
     (r"database .* does not exist", Refusal(SourceError, ErrorKind.SOURCE_REFUSED, "Check the name of the database")),
-    (r"SSL|certificate|private key", Refusal(SourceError, ErrorKind.SOURCE_REFUSED, "Check the settings under tls")),
+    (
+        r"certificate|alert",
+        Refusal(
+            SourceError,
+            ErrorKind.SOURCE_REFUSED,
+            "Give tls.cert and tls.key, signed by an authority that the server trusts (ssl_ca_file) and not revoked",
+        ),
+    ),
+    (r"SSL", Refusal(SourceError, ErrorKind.SOURCE_REFUSED, "Check the settings under tls")),
 )
 _UNKNOWN = Refusal(SourceError, ErrorKind.SOURCE_REFUSED, "")
 _CREDENTIALS = re.compile(r"(://[^:/@\s]*:)[^@\s]*@|(password\s*=\s*)('(?:[^'\\]|\\.)*'|\S+)", re.IGNORECASE)

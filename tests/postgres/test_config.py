@@ -32,6 +32,24 @@ def test_secrets_do_not_show(config: object) -> None:
     assert SECRET not in str(config)
 
 
+@pytest.mark.parametrize("tls", [{"key_password": SECRET}, {"key_password": SECRET, "mode": "maybe"}])
+def test_a_refused_key_password_is_not_shown(tls: dict[str, str]) -> None:
+    with pytest.raises(ValidationError) as refused:
+        SourceConfig.model_validate({"connection": {"host": "h", "tls": tls}})
+
+    assert SECRET not in str(refused.value)
+    assert SECRET not in str(refused.value.errors())
+
+
+def test_the_password_of_a_key_is_a_secret_and_having_none_is_not() -> None:
+    files = {"cert": "c.crt", "key": "c.key"}
+    locked = PostgresConfig.model_validate({"host": "h", "tls": files | {"key_password": SECRET}})
+
+    assert locked.secrets() == (SECRET,)
+    assert SECRET not in repr(locked)
+    assert PostgresConfig.model_validate({"host": "h", "tls": files}).secrets() == ()
+
+
 def test_a_malformed_dsn_is_refused_without_showing_it() -> None:
     with pytest.raises(ValidationError) as refused:
         SourceConfig.model_validate({"connection": {"dsn": f"password='{SECRET}"}})
@@ -51,6 +69,9 @@ def test_a_malformed_dsn_is_refused_without_showing_it() -> None:
         ({"connection": {}}, ("connection",)),
         ({"connection": {"dsn": "host=h", "user": "u"}}, ("connection",)),
         ({"connection": {"host": "h", "tls": {"cert": "c"}}}, ("connection", "tls")),
+        ({"connection": {"host": "h", "tls": {"key_password": SECRET}}}, ("connection", "tls")),
+        ({"connection": {"host": "h"}, "slot": {"failover": "perhaps"}}, ("slot", "failover")),
+        ({"connection": {"host": "h"}, "heartbeat_seconds": 0}, ("heartbeat_seconds",)),
         ({"connection": {"host": "h"}, "publication": {"tables": ["a.b.c"]}}, ("publication", "tables")),
     ],
 )

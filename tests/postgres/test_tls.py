@@ -20,6 +20,7 @@ from etl_dagster.postgres import PostgresConfig, PostgresSource, PublicationConf
 from etl_dagster.replication import RunSummary
 from etl_dagster.store.base import TableState
 from etl_dagster.testing.server import PostgresServer
+from tests.postgres.cluster import wait_until
 
 pytestmark = pytest.mark.tls
 
@@ -64,6 +65,17 @@ class Authority:
             "-CAcreateserial", "-days", "2", "-copy_extensions", "copy", "-out", f"{name}.crt",
         )  # fmt: skip
         return self.folder / f"{name}.crt", self.folder / f"{name}.key"
+
+    def revoke(self, cert: Path) -> Path:
+        """List of what is revoked, this certificate on it."""
+        (self.folder / "index.txt").touch()
+        (self.folder / "ca.cnf").write_text(
+            "[ca]\ndefault_ca = it\n[it]\ndatabase = index.txt\ndefault_md = sha256\ndefault_crl_days = 2\n"
+        )
+        signed_by = ["-config", "ca.cnf", "-cert", self.cert.name, "-keyfile", f"{self.name}.key"]
+        _openssl(self.folder, "ca", *signed_by, "-revoke", str(cert))
+        _openssl(self.folder, "ca", *signed_by, "-gencrl", "-out", "revoked.crl")
+        return self.folder / "revoked.crl"
 
 
 def _openssl(folder: Path, *arguments: str) -> None:
@@ -206,32 +218,90 @@ def test_every_mode_that_allows_tls_connects(configure: MakeConfig, mode: str) -
     assert check(configure(mode=mode, user="postgres", cert=None, key=None))[0].passed
 
 
-def test_wrong_certificates_are_told_as_such(
-    server: PostgresServer, configure: MakeConfig, client: tuple[Path, Path], tmp_path: Path
+def test_what_is_wrong_with_the_servers_side_is_told(
+    server: PostgresServer, configure: MakeConfig, authority: Authority, tmp_path: Path
+) -> None:
+    stranger = Authority.make(tmp_path, "stranger")
+    unlisted = configure(host="127.0.0.1")
+
+    refused(configure(root_cert=stranger.cert), "certificate verify failed", "tls.root_cert")
+    refused(unlisted, r'certificate for "localhost".* does not match host name "127\.0\.0\.1"', "verify-ca")
+    refused(configure(root_cert=tmp_path / "absent.crt"), r"root certificate file .*absent\.crt", "tls.root_cert")
+    refused(configure(root_cert=_garbage(tmp_path)), r"root certificate file .*garbage", "tls.root_cert")
+    refused(configure(mode="disable", cert=None, key=None), "no encryption", "tls.mode")
+    refused(configure(crl=authority.revoke(server.folder / "server.crt")), "certificate verify failed", "tls.crl")
+
+
+def test_what_is_wrong_with_the_clients_side_is_told(
+    configure: MakeConfig, client: tuple[Path, Path], authority: Authority, tmp_path: Path
 ) -> None:
     stranger = Authority.make(tmp_path, "stranger")
     foreign_cert, foreign_key = stranger.sign(ROLE)
-    loose_key = tmp_path / "loose.key"
-    loose_key.write_bytes(client[1].read_bytes())
-    loose_key.chmod(0o644)
+    _, other_key = stranger.sign("other")
+    other_cert, others_key = authority.sign("someone_else")
 
-    refused(configure(root_cert=stranger.cert), "certificate verify failed")
-    refused(configure(host="127.0.0.1"), r'certificate for "localhost".* does not match host name "127\.0\.0\.1"')
-    refused(configure(root_cert=tmp_path / "absent.crt"), r"root certificate file .*absent\.crt.* does not exist")
-    refused(configure(cert=tmp_path / "absent.crt"), "requires a valid client certificate")
-    refused(configure(key=loose_key), r"private key file .*loose\.key")
-    refused(configure(cert=None, key=None), "requires a valid client certificate")
-    refused(configure(cert=foreign_cert, key=foreign_key), "unknown ca|certificate")
-    refused(configure(mode="disable", cert=None, key=None), "no encryption")
+    refused(configure(cert=tmp_path / "absent.crt"), "requires a valid client certificate", "tls.cert")
+    refused(configure(cert=None, key=None), "requires a valid client certificate", "tls.cert")
+    refused(configure(cert=_garbage(tmp_path)), r"certificate file .*garbage", "tls.cert")
+    refused(configure(cert=foreign_cert, key=foreign_key), "unknown ca|certificate", "tls.cert")
+    refused(configure(cert=other_cert, key=others_key), "certificate authentication failed", "common name in tls.cert")
+    refused(
+        configure(key=_copy(client[1], tmp_path / "loose.key", 0o644)), r"private key file .*loose\.key", "chmod 600"
+    )
+    refused(configure(key=tmp_path / "absent.key"), r"private key file .*absent\.key", "tls.key")
+    refused(configure(key=_copy(_garbage(tmp_path), tmp_path / "bad.key", 0o600)), r"private key .*bad\.key", "tls.key")
+    refused(configure(key=other_key), "key values mismatch", "tls.key")
 
 
-def refused(config: SourceConfig, message: str) -> None:
+def test_a_key_with_a_password_needs_it(configure: MakeConfig, client: tuple[Path, Path], tmp_path: Path) -> None:
+    locked = tmp_path / "locked.key"
+    _openssl(tmp_path, "ec", "-in", str(client[1]), "-aes256", "-passout", "pass:sesame", "-out", str(locked))
+    locked.chmod(0o600)
+
+    refused(configure(key=locked), r"private key file .*locked\.key", "tls.key_password")
+    refused(configure(key=locked, key_password="open up"), r"private key file .*locked\.key", "tls.key_password")
+    right = configure(key=locked, key_password="sesame")
+    assert check(right)[0].passed
+    assert "sesame" not in repr(right)
+
+
+def test_a_client_whose_certificate_is_revoked_is_told(
+    server: PostgresServer, configure: MakeConfig, authority: Authority
+) -> None:
+    cert, key = authority.sign("withdrawn")
+    _install(server.folder, "root.crl", authority.revoke(cert).read_text())
+    with psycopg.connect(server.dsn, autocommit=True) as admin:
+        admin.execute("alter system set ssl_crl_file = 'root.crl'")
+        admin.execute("select pg_reload_conf()")
+        try:
+            told = configure(cert=cert, key=key)
+            wait_until(lambda: "revoked" in check(told)[0].detail, "the server does not know that it is revoked")
+            refused(told, "certificate revoked", "tls.cert")
+        finally:
+            admin.execute("alter system reset ssl_crl_file")
+            admin.execute("select pg_reload_conf()")
+    wait_until(lambda: check(configure())[0].passed, "the server does not forget")
+
+
+def _copy(file: Path, to: Path, mode: int) -> Path:
+    to.write_bytes(file.read_bytes())
+    to.chmod(mode)
+    return to
+
+
+def _garbage(folder: Path) -> Path:
+    (folder / "garbage").write_text("neither key nor certificate")
+    return folder / "garbage"
+
+
+def refused(config: SourceConfig, message: str, advice: str) -> None:
     """The source and the doctor say why, and what to look at."""
     source = PostgresSource(config)
     with pytest.raises(SourceError, match=message) as error:
         source.identify()
     assert error.value.kind is ErrorKind.SOURCE_REFUSED
     assert "tls" in error.value.hint
+    assert advice in error.value.hint, error.value
     (line,) = check(config)
     assert (line.name, line.passed) == ("connection", False)
     assert "tls" in line.todo
