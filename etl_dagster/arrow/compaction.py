@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from etl_dagster.arrow.fixed import array_of, mask_of
 from etl_dagster.arrow.taking import taking
@@ -286,8 +287,12 @@ def _column_codes(column: pa.ChunkedArray) -> tuple[_Ints, int]:
 
 
 def _nested_codes(values: pa.Array) -> tuple[_Ints, int]:
-    # Keys that are arrays are rare and Arrow cannot hash them: compare their elements as text, row by row.
-    seen: dict[str, int] = {}
-    flat = [repr([str(item) for item in value]) if value.is_valid else "" for value in values]
-    codes = np.array([seen.setdefault(text, len(seen)) for text in flat], np.int64)
+    """Arrow cannot hash lists: here each is the run of the numbers of its elements. They are rare as keys."""
+    elements, _ = _column_codes(pa.chunked_array([values.flatten()]))
+    ends = np.cumsum(pc.list_value_length(values).fill_null(0).to_numpy())
+    runs = [run.tobytes() for run in np.split(elements, ends[:-1])] if len(values) else []
+    present = values.is_valid().to_numpy(zero_copy_only=False)
+    seen: dict[bytes | None, int] = {}
+    each = (run if there else None for run, there in zip(runs, present, strict=True))
+    codes = np.array([seen.setdefault(run, len(seen)) for run in each], np.int64)
     return codes, max(len(seen), 1)

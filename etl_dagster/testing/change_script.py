@@ -18,6 +18,7 @@ from etl_dagster.model import (
     Landing,
     Lsn,
     PgType,
+    RawChanges,
     Route,
     TableEvents,
     TableId,
@@ -181,10 +182,28 @@ def _old_keys(table: TableSchema, ops: Sequence[Op]) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(arrays, names=[table.columns[index].name for index in table.identity_indexes])
 
 
+def story(*parts: tuple[TableSchema, Sequence[Op]]) -> TableEvents:
+    """Events of one table whose schema changes on the way."""
+    return TableEvents(parts[-1][0], tuple(change_set(table, ops) for table, ops in parts if ops))
+
+
 def events(table: TableSchema, *ops: Op, truncated_at: int | None = None) -> TableEvents:
     """Events of one table within one piece."""
     changes = (change_set(table, ops),) if ops else ()
     return TableEvents(table, changes, None if truncated_at is None else Lsn(truncated_at))
+
+
+def raw_changes(*messages: tuple[int, bytes, bytes | None]) -> RawChanges:
+    """Messages of a quarantined table: LSN, message, its twin in text."""
+    lsns = [lsn for lsn, _, _ in messages]
+    return RawChanges(
+        lsn=np.array(lsns, np.uint64),
+        ordinal=np.array([lsns[:i].count(lsn) for i, lsn in enumerate(lsns)], np.int64),
+        timestamp=np.array(lsns, np.int64) * TICK,
+        xid=np.array(lsns, np.uint32),
+        message=pa.array([message for _, message, _ in messages], pa.binary()),
+        text=pa.array([text for _, _, text in messages], pa.binary()),
+    )
 
 
 def make_batch(

@@ -8,9 +8,13 @@ import pytest
 
 from etl_dagster.destinations.memory import MemoryDestination
 from etl_dagster.testing.destination_contract import (
+    ChangelogContract,
+    ColumnContract,
     CopyContract,
+    HeldContract,
     HistoryContract,
     Place,
+    SoftDeleteContract,
     StreamContract,
     TableContract,
 )
@@ -30,6 +34,18 @@ class TestCopy(CopyContract): ...
 
 
 class TestTables(TableContract): ...
+
+
+class TestColumns(ColumnContract): ...
+
+
+class TestHeld(HeldContract): ...
+
+
+class TestSoftDelete(SoftDeleteContract): ...
+
+
+class TestChangelog(ChangelogContract): ...
 
 
 class TestHistory(HistoryContract): ...

@@ -79,7 +79,7 @@ def stage(table: TableSchema, chunk: ChunkRows) -> Chunk:
     rows = []
     for batch in chunk.batches:
         for cells in cells_of(batch):
-            key = key_of([cells[index] for index in table.identity_indexes])
+            key = key_of([cells[index] for index in table.key_indexes])
             rows.append((key, Row(by_attnum(table.columns, cells), ChangeType.COPY, lsn, stamp)))
     return Chunk(chunk.seen_lsn, chunk.snapshot, chunk.reread, rows)
 

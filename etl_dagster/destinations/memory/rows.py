@@ -62,7 +62,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One change of one row; ``old_key`` differs from ``key`` when the row moved.
+    """One change of one row; ``old_key`` differs from ``key`` when the row moved. Both are empty without a key.
 
     ``left`` is the row as deleted under its old key by this change, with cells for its identity only; None where the
     change leaves no key.
@@ -111,8 +111,8 @@ def changes_of(changes: ChangeSet) -> Iterator[Change]:
             kind=kind,
             lsn=int(changes.lsn[i]),
             xid=None if changes.xid is None else int(changes.xid[i]),
-            key=key_of(own),
-            old_key=key_of(old),
+            key=key_of(own) if table.key else (),
+            old_key=key_of(old) if table.key else (),
             row=row,
             left=deleted if moved or kind is ChangeKind.DELETE else None,
         )
