@@ -344,8 +344,8 @@ class Pipeline:
     def check(self) -> list[CheckResult]:
         """Examine source, store and destination; never raises for what it examines."""
         tables = self._foreseen_tables()
-        needless = {f"key of {name}" for name, table in tables.items() if table.landing is Landing.CHANGELOG}
-        source = [_without_need(result) if result.name in needless else result for result in check(self.config.source)]
+        keys = {f"key of {name}": table.landing for name, table in tables.items()}
+        source = [_as_it_lands(result, keys.get(result.name)) for result in check(self.config.source)]
         return [*source, *self._check_choices(tables), self._check_store(), self._check_destination()]
 
     def compare(self) -> Mapping[TableId, Comparison]:
@@ -489,9 +489,13 @@ def _is_out(record: TableRecord) -> bool:
     return record.state is TableState.REMOVED or (record.state is TableState.QUARANTINED and not record.held)
 
 
-def _without_need(result: CheckResult) -> CheckResult:
-    """A changelog matches no rows, so it needs no key."""
-    return result if result.passed else replace(result, passed=True, detail="none, and a changelog needs none", todo="")
+def _as_it_lands(result: CheckResult, landing: Landing | None) -> CheckResult:
+    """The verdict on a table's key in the light of its landing: a changelog matches no rows, so it needs none."""
+    if result.passed or landing is None:
+        return result
+    if landing is Landing.CHANGELOG:
+        return replace(result, passed=True, detail="none, and a changelog needs none", todo="")
+    return replace(result, todo=f"{result.todo}; or choose `landing: changelog` for it")
 
 
 def _may_begin_again(error: Exception) -> bool:

@@ -38,6 +38,13 @@ destination:
 #   type: sqlite
 #   path: .etl/shop.sqlite
 
+# How changes land (mirror, soft_delete, changelog), what becomes of values that cannot be held (fail, null, clamp,
+# text), and how numeric without declared precision arrives. These are the defaults:
+# defaults: {landing: mirror, values: fail, numeric: text}
+# tables:
+#   sales.audit_*: {landing: changelog}
+#   public.orders: {landing: soft_delete, columns: {amount: {numeric: "decimal(38,9)"}}}
+
 # replication:
 #   copy_connections: 4
 """
