@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import duckdb
+import yaml
 
 from etl_dagster.model import TableId, TableSchema
 from etl_dagster.replication import BatchReport, CopyProgress, Replicator
@@ -231,3 +236,48 @@ class Following:
         if copies is not None:
             reasons = [record.reason for record in self.journal.records if record.reason]
             assert {table: self.journal.copies(table) for table in tables} == dict.fromkeys(tables, copies), reasons
+
+
+RUNNER = """
+import sys
+from pathlib import Path
+from etl_dagster.pipeline import Pipeline
+pipeline = Pipeline.load(Path(sys.argv[1]))
+class Tells:
+    def __getattr__(self, name): return lambda *arguments: None
+    def batch_applied(self, batch): print("batch", flush=True)
+    def table_changed(self, record): print(record.table.name, record.state, flush=True)
+class Never:
+    def is_set(self): return False
+with pipeline.replicator(Tells(), wait_seconds=30) as replicator:
+    print("running", flush=True)
+    replicator.follow(stop=Never())
+"""
+
+
+@contextmanager
+def process(scenario, folder: Path, **changes: Any) -> Any:
+    """A process that follows; it is killed at the end of the block. Gives a function that waits for what it says."""
+    config = {
+        "name": "test",
+        "source": {
+            "connection": {"dsn": scenario.dsn},
+            "publication": {"name": "pub_test", "schemas": ["public"]},
+            "slot": {"name": scenario.pipeline.config.source.slot.name},
+        },
+        "destination": {"type": "duckdb", "path": str(scenario.folder / "warehouse.duckdb")},
+        "store": {"type": "sqlite", "path": str(scenario.folder / "state.sqlite")},
+        **parts(scenario, **changes),
+    }
+    path = folder / "pipeline.yaml"
+    path.write_text(yaml.safe_dump(config))
+    scenario.pipeline.close()
+    runner = subprocess.Popen([sys.executable, "-c", RUNNER, str(path)], stdout=subprocess.PIPE, text=True)
+    assert runner.stdout is not None
+    lines = iter(runner.stdout.readline, "")
+    try:
+        yield lambda wanted: next(line for line in lines if wanted in line)
+    finally:
+        runner.send_signal(signal.SIGKILL)
+        runner.wait()
+        runner.stdout.close()
