@@ -12,14 +12,14 @@ from etl_dagster.errors import ValueUnrepresentable
 from etl_dagster.model import Column, TableSchema
 from etl_dagster.pgwire import Fields
 
-_LONGEST = 64  # characters of a key column that are shown
+_LONGEST = 60  # characters of a key column that are shown
 _UNTOLD = "?"
 
 
 def tell_row(
     error: ValueUnrepresentable, table: TableSchema, fields_of: Callable[[Column], tuple[Fields, bool]]
-) -> ValueUnrepresentable:
-    """The same error, with the table and, where it has a key, the key of the row that the error is about.
+) -> None:
+    """Add to an error the table and, where it has a key, the key of the row that the error is about.
 
     Args:
         fields_of: Values of a key column, for the rows that were being decoded, and whether they are text.
@@ -28,7 +28,6 @@ def tell_row(
     if error.row is not None and table.key:
         values = [f"{column.name} = {_value(column, *fields_of(column), error.row)}" for column in table.key]
         error.message += f" (row with {', '.join(values)})"
-    return error
 
 
 def _value(column: Column, fields: Fields, text: bool, row: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import datetime
@@ -9,10 +10,10 @@ from datetime import datetime
 import pyarrow as pa
 from psycopg import sql
 
-from etl_dagster.arrow.decode import decode_column
-from etl_dagster.arrow.types import arrow_schema, has_binary_decoder
-from etl_dagster.errors import TableError
-from etl_dagster.model import ChunkPlan, Column, Lsn, TableSchema
+from etl_dagster.arrow import arrow_schema, read_column, reads_text
+from etl_dagster.arrow.sample import tell_row
+from etl_dagster.errors import TableError, ValueUnrepresentable
+from etl_dagster.model import ChunkPlan, Column, Landing, Lsn, TableSchema
 from etl_dagster.pgwire import Frames, split_copy_rows
 from etl_dagster.postgres.copy_out import CopyOut
 from etl_dagster.postgres.sessions import Connection, fetch_one
@@ -43,11 +44,18 @@ StartCopy = Callable[[sql.Composable], CopyOut]
 
 
 def plan_chunks(connection: Connection, table: TableSchema, chunk_bytes: int) -> list[ChunkPlan]:
-    """Ranges that together cover the table, largest first."""
+    """Ranges that together cover the table, largest first.
+
+    A table that lands as a changelog is one range, read as a whole under one snapshot: which changes are in a row that
+    was copied is then known exactly.
+    """
     step = max(1, chunk_bytes // fetch_one(connection, _BLOCK_SIZE)[0])
     relations = connection.execute(_RELATIONS, {"table": table.oid}).fetchall()
     if not relations:
         _relation_name(connection, table, table.oid)  # it is there, only without partitions
+    if table.landing is Landing.CHANGELOG:
+        rows = sum(round(density * blocks) for _, _, blocks, density in relations)
+        return [ChunkPlan(table.oid, 0, 0, None, rows)]
     plans = [
         (min(step, blocks - plan.first_block), plan)
         for oid, filenode, blocks, density in relations
@@ -74,20 +82,21 @@ class ChunkReader:
         start: StartCopy,
         relation: int | None = None,
     ) -> None:
+        self.replaced: Counter[str] = Counter()
         self._connection = connection
         self._relation = relation
         snapshot, taken_at, seen_lsn = fetch_one(connection, _SNAPSHOT)
         self.snapshot: str = snapshot
         self.taken_at: datetime = taken_at
         self.seen_lsn = Lsn(seen_lsn)
-        self._batches = _read(table, statements, start)
+        self._batches = _read(table, statements, start, self.replaced)
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         return self._batches
 
     @property
     def filenode(self) -> int:
-        """File that was read, 0 for rows read by key; asked for while the lock of the read still keeps it as it is."""
+        """File that was read, 0 where none matters; asked for while the lock of the read still keeps it as it is."""
         if self._relation is None:
             return 0
         found = fetch_one(self._connection, "SELECT coalesce(pg_relation_filenode(%s::oid), 0)", [self._relation])
@@ -99,21 +108,23 @@ class ChunkReader:
 
 
 def _read(
-    table: TableSchema, statements: Sequence[sql.Composable], start: StartCopy
+    table: TableSchema, statements: Sequence[sql.Composable], start: StartCopy, replaced: Counter[str]
 ) -> Generator[pa.RecordBatch, None, None]:
     schema = arrow_schema(table)
     for statement in statements:
         with start(statement) as frames:
             for block in frames:
-                yield _decode(block, table, schema)
+                yield _decode(block, table, schema, replaced)
 
 
-def _decode(frames: Frames, table: TableSchema, schema: pa.Schema) -> pa.RecordBatch:
+def _decode(frames: Frames, table: TableSchema, schema: pa.Schema, replaced: Counter[str]) -> pa.RecordBatch:
     fields = split_copy_rows(frames, len(table.columns))
-    arrays = [
-        decode_column(column.type, values, text=not has_binary_decoder(column.type), column=column.name)
-        for column, values in zip(table.columns, fields, strict=True)
-    ]
+    columns = list(zip(table.columns, fields, strict=True))
+    try:
+        arrays = [read_column(column, values, text=reads_text(column), replaced=replaced) for column, values in columns]
+    except ValueUnrepresentable as error:
+        tell_row(error, table, lambda key: (fields[table.columns.index(key)], reads_text(key)))
+        raise
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
@@ -125,18 +136,21 @@ def read_chunk(
     blocks: tuple[int, int | None],
     start: StartCopy,
 ) -> Iterator[ChunkReader]:
-    """Read one range of blocks of the table or of one of its leaf partitions."""
-    with _snapshot(connection):
-        name, _ = _relation_name(connection, table, relation)
-        statement = _copy(table, sql.SQL("ONLY {}").format(name), _block_range(*blocks))
-        with closing(ChunkReader(connection, table, [statement], start, relation)) as reader:
+    """Read one range of blocks of the table or of one of its leaf partitions, or all of a changelog's table."""
+    whole = table.landing is Landing.CHANGELOG
+    lock = _relation_name(connection, table, relation)[0] if whole else None
+    with _transaction(connection, lock):
+        name, is_partitioned = _relation_name(connection, table, relation)
+        source = name if is_partitioned else sql.SQL("ONLY {}").format(name)
+        statement = _copy(table, source, None if whole else _block_range(*blocks))
+        with closing(ChunkReader(connection, table, [statement], start, None if whole else relation)) as reader:
             yield reader
 
 
 @contextmanager
 def read_keys(connection: Connection, table: TableSchema, keys: pa.Table, start: StartCopy) -> Iterator[ChunkReader]:
     """Read the rows with these keys, all under one snapshot."""
-    with _snapshot(connection):
+    with _transaction(connection):
         name, is_partitioned = _relation_name(connection, table, table.oid)
         relation = name if is_partitioned else sql.SQL("ONLY {}").format(name)
         statements = [_copy(table, relation, condition) for condition in _key_conditions(table, keys)]
@@ -145,8 +159,12 @@ def read_keys(connection: Connection, table: TableSchema, keys: pa.Table, start:
 
 
 @contextmanager
-def _snapshot(connection: Connection) -> Iterator[None]:
-    connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+def _transaction(connection: Connection, lock: sql.Composable | None = None) -> Iterator[None]:
+    # Row-level security would leave rows out without a word, which the stream does not; so it has to be an error.
+    connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL row_security = off")
+    if lock is not None:
+        # A truncate empties the table for older snapshots too. With the lock before the snapshot, none comes between.
+        connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(lock))
     yield
     if not connection.closed:
         connection.execute("COMMIT")
@@ -161,8 +179,8 @@ def _relation_name(connection: Connection, table: TableSchema, relation: int) ->
     return sql.Identifier(str(row[0]), str(row[1])), bool(row[2])
 
 
-def _copy(table: TableSchema, relation: sql.Composable, condition: sql.Composable) -> sql.Composed:
-    conditions = [condition]
+def _copy(table: TableSchema, relation: sql.Composable, condition: sql.Composable | None) -> sql.Composed:
+    conditions = [condition or sql.SQL("true")]
     if table.row_filter is not None:
         conditions.append(sql.SQL("({})").format(sql.SQL(table.row_filter)))
     return sql.SQL("COPY (SELECT {} FROM {} AS t WHERE {}) TO STDOUT (FORMAT binary)").format(
@@ -173,7 +191,7 @@ def _copy(table: TableSchema, relation: sql.Composable, condition: sql.Composabl
 def select_expression(column: Column) -> sql.Composable:
     """The column, or its text where we do not read its binary form."""
     name = sql.Identifier("t", column.name)
-    return name if has_binary_decoder(column.type) else as_text(name)
+    return as_text(name) if reads_text(column) else name
 
 
 def as_text(value: sql.Composable) -> sql.Composed:

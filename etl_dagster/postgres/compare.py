@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 from psycopg import sql
 
-from etl_dagster.arrow.types import has_binary_decoder
-from etl_dagster.model import Column, TableSchema, TypeKind
+from etl_dagster.arrow import column_type, reads_text
+from etl_dagster.model import Column, TableSchema, TypeKind, ValuePolicy
 from etl_dagster.postgres.chunks import as_text
 from etl_dagster.postgres.config import PostgresConfig
 from etl_dagster.postgres.errors import translating
@@ -54,7 +54,7 @@ def compare_table(config: PostgresConfig, table: TableSchema, rows: Iterable[pa.
     name = str(table.id)
     with connect(config, Purpose.COPY) as connection:
         with translating(f"cannot compare table {name}", config.secrets(), table=name):
-            connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+            connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SET LOCAL row_security = off")
             _stage(connection, table, rows)
             difference = _differ(connection, table)
             connection.execute("ROLLBACK")
@@ -78,7 +78,11 @@ def _stage(connection: Connection, table: TableSchema, rows: Iterable[pa.RecordB
 def _staged(column: Column) -> sql.Composable:
     """A column of the same type, or of text where text is what we hold: not every type reads what it prints."""
     name = sql.Identifier(column.name)
-    return name if has_binary_decoder(column.type) else sql.SQL("NULL::text AS {}").format(name)
+    return sql.SQL("NULL::text AS {}").format(name) if _is_held_as_text(column) else name
+
+
+def _is_held_as_text(column: Column) -> bool:
+    return reads_text(column) or (column.values is ValuePolicy.TEXT and column_type(column) == pa.utf8())
 
 
 def _csv(batch: pa.RecordBatch, table: TableSchema) -> bytes:
@@ -127,4 +131,4 @@ def _comparable(column: Column) -> sql.Composed:
 def _lacks_equality(column: Column) -> bool:
     kind = column.type
     element = kind.element if kind.kind is TypeKind.ARRAY and kind.element else kind
-    return element.oid == _JSON or not has_binary_decoder(kind)
+    return element.oid == _JSON or _is_held_as_text(column)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +10,7 @@ from functools import partial
 import pyarrow as pa
 from psycopg import sql
 
-from etl_dagster.errors import ErrorKind, SlotError
+from etl_dagster.errors import ErrorKind, PublicationError, SlotError
 from etl_dagster.model import ChunkPlan, Lsn, TableId, TableSchema
 from etl_dagster.postgres import catalog, chunks, locks, publication, slots, windows
 from etl_dagster.postgres.config import SourceConfig
@@ -163,7 +163,14 @@ class PostgresSource:
             slots.wait_until_free(connection, self._slot, timeout)
 
     def window(
-        self, schemas: Mapping[int, TableSchema], upto: Lsn, max_changes: int, after: Lsn | None = None
+        self,
+        schemas: Mapping[int, TableSchema],
+        upto: Lsn,
+        max_changes: int,
+        after: Lsn | None = None,
+        *,
+        look: windows.Look | None = None,
+        held: Collection[int] = (),
     ) -> windows.Window:
         self.check_fence()
         return windows.Window(
@@ -175,10 +182,15 @@ class PostgresSource:
             max_changes=max_changes,
             after=after,
             wire=self._wire,
+            look=look,
+            held=held,
         )
 
     def has_changes(self, upto: Lsn) -> bool:
-        """Whether the slot holds a change of a published table up to there; a slot that is being read counts as yes."""
+        """Whether the slot holds a change of a published table up to there.
+
+        A slot that is being read counts as yes, and so does one that cannot be read since the publication is younger.
+        """
         try:
             with self._slot_session(f"cannot look into slot {self._slot}") as connection:
                 return windows.has_changes(connection, self._slot, self._publication, upto)
@@ -186,6 +198,14 @@ class PostgresSource:
             if error.kind is ErrorKind.SLOT_BUSY:
                 return True
             raise
+        except PublicationError:
+            if self._has_publication():
+                return True
+            raise
+
+    def _has_publication(self) -> bool:
+        with self._sessions.ordinary(f"cannot inspect publication {self._publication}") as connection:
+            return publication.read_publication(connection, self._publication) is not None
 
     def writers(self, tables: Sequence[TableSchema]) -> list[locks.Writer]:
         with self._sessions.ordinary("cannot read the locks of the source") as connection:

@@ -5,6 +5,10 @@ The server decodes the whole window before it sends the first row, and lets go o
 the record with which either limit is reached, so ``upto_lsn`` may be passed by one commit record, and
 ``upto_nchanges`` by the rest of a transaction. A later read leaves out exactly the transactions whose commit record
 starts before the slot's confirmed position.
+
+Columns without a binary form that we read are read from a second peek that gives text. It is begun with the window when
+the schemas ask for it, and in the middle when the stream announces a column that they do not know: as the slot does not
+move, it gives the same messages, and those that are done are passed over.
 """
 
 from __future__ import annotations
@@ -16,12 +20,14 @@ from datetime import datetime
 from itertools import chain, islice
 from time import monotonic, sleep
 
+import numpy as np
 from psycopg import sql
 
-from etl_dagster.arrow.types import has_binary_decoder
-from etl_dagster.errors import InternalError, ProtocolError
+from etl_dagster.arrow import reads_text
+from etl_dagster.errors import InternalError, ProtocolError, PublicationError, PublicationTooNew
 from etl_dagster.model import Lsn, TableEvents, TableId, TableSchema
 from etl_dagster.pgoutput import StreamDecoder
+from etl_dagster.pgoutput.messages import Relation, parse_relation
 from etl_dagster.pgoutput.transactions import BEGIN, COMMIT
 from etl_dagster.pgwire import Frames
 from etl_dagster.postgres.chunks import StartCopy
@@ -40,8 +46,13 @@ _CHANGES = (
 )
 _PEEK = sql.SQL("COPY (SELECT data FROM " + _CHANGES + ") TO STDOUT (FORMAT binary)")
 _PROBE = sql.SQL("SELECT EXISTS (SELECT FROM " + _CHANGES + " WHERE get_byte(data, 0) NOT IN ({begin}, {commit}))")
+_PUBLICATION_EXISTS = "SELECT EXISTS (SELECT FROM pg_publication WHERE pubname = %s)"
+_RELATION = ord("R")
+_MESSAGE_AT = 6  # in a tuple of one field: behind the count of fields and the length
 # Older servers also send the begin and commit of transactions that hold nothing of the publication.
 _NOTHING_EMPTY_SINCE = 150000
+# Asked with a schema that the stream contradicts, answers with the one that the catalogue has now.
+Look = Callable[[TableSchema], TableSchema | None]
 _RELEASE_POLL_SECONDS = 0.01
 _RELEASE_SECONDS = 10.0
 
@@ -67,6 +78,8 @@ class Window:
         names: Slot and publication.
         after: What has been read already; a slot that stands beyond it has lost changes.
         wire: What earlier windows have learnt.
+        look: Asked when the stream contradicts a schema, see `StreamDecoder`.
+        held: OIDs of tables whose messages are wanted raw.
     """
 
     def __init__(
@@ -80,6 +93,8 @@ class Window:
         max_changes: int,
         after: Lsn | None = None,
         wire: Wire | None = None,
+        look: Look | None = None,
+        held: Collection[int] = (),
     ) -> None:
         self._lend = lend
         self._start = start
@@ -88,9 +103,8 @@ class Window:
         self._after = after
         self._wire = wire or Wire()
         self._limit = min(max(1, max_changes), _MOST_CHANGES)
-        self._decoder = StreamDecoder(schemas)
-        # The binary form of some type is not ours to read, so its text is needed beside it.
-        self._needs_text = any(not has_binary_decoder(c.type) for table in schemas.values() for c in table.columns)
+        self._schemas = schemas
+        self._decoder = StreamDecoder(schemas, look=look, held=held)
         self._messages = 0
         self._bytes = 0
         self._readable = upto
@@ -126,20 +140,57 @@ class Window:
                 blocks = self._open(stack, connection, binary=True)
             except NoSuchFunctionError:
                 self._wire.text_only = True
-                connection = stack.enter_context(self._lend())
-                _await_release(connection, self._slot, pid)
+                connection = self._lend_after(stack, pid)
             else:
-                return self._with_texts(stack, blocks) if self._needs_text else ((frames, None) for frames in blocks)
+                return self._with_texts(stack, blocks)
         return ((frames, None) for frames in self._open(stack, connection, binary=False))
 
     def _open(self, stack: ExitStack, connection: Connection, *, binary: bool) -> Iterator[Frames]:
-        return _ahead(stack.enter_context(self._start(connection)(self._peek(binary=binary))))
+        pid = connection.info.backend_pid
+        try:
+            return _ahead(stack.enter_context(self._start(connection)(self._peek(binary=binary))))
+        except PublicationError as error:
+            asked = self._lend_after(stack, pid)
+            if fetch_one(asked, _PUBLICATION_EXISTS, [self._publication])[0]:
+                raise self._too_new() from error
+            raise
+
+    def _lend_after(self, stack: ExitStack, pid: int) -> Connection:
+        """Another session, once the backend that failed has let go of the slot."""
+        connection = stack.enter_context(self._lend())
+        _await_release(connection, self._slot, pid)
+        return connection
+
+    def _too_new(self) -> PublicationTooNew:
+        return PublicationTooNew(
+            f"publication {self._publication} was made after the position at which slot {self._slot} stands, and up to "
+            "PostgreSQL 17 the server cannot read the slot then",
+            hint=f"Run SELECT pg_drop_replication_slot('{self._slot}'); all tables are then copied afresh",
+        )
 
     def _with_texts(self, stack: ExitStack, blocks: Iterator[Frames]) -> Iterator[tuple[Frames, Frames | None]]:
+        """The blocks, with their text beside them from where on it is needed."""
+        wanted = any(reads_text(column) for table in self._schemas.values() for column in table.columns)
+        passed = 0
+        for frames in blocks:
+            if wanted or any(self._is_news(relation) for relation in _relations(frames)):
+                yield from _in_step(chain([frames], blocks), self._texts(stack, passed))
+                return
+            yield frames, None
+            passed += len(frames)
+
+    def _texts(self, stack: ExitStack, passed: int) -> Iterator[Frames]:
         # The server lets go of the slot before it sends the first row, so this second read finds it free.
         connection = stack.enter_context(self._lend())
-        texts = stack.enter_context(self._start(connection)(self._peek(binary=False)))
-        return _in_step(blocks, iter(texts))
+        return _behind(stack.enter_context(self._start(connection)(self._peek(binary=False))), passed)
+
+    def _is_news(self, relation: Relation) -> bool:
+        """Whether a wanted relation has a column that its schema lacks, and that so may have to be read as text."""
+        table = self._schemas.get(relation.oid)
+        if table is None:
+            return False
+        known = {(column.name, column.type.declared_oid or column.type.oid) for column in table.columns}
+        return any((column.name, column.type_oid) not in known for column in relation.columns)
 
     @property
     def position(self) -> Lsn:
@@ -169,6 +220,14 @@ class Window:
     @property
     def drifted(self) -> Mapping[TableId, str]:
         return self._decoder.drifted
+
+    @property
+    def evolved(self) -> Mapping[TableId, TableSchema]:
+        return self._decoder.evolved
+
+    @property
+    def replaced(self) -> Mapping[TableId, Mapping[str, int]]:
+        return self._decoder.replaced
 
     @property
     def unknown(self) -> Collection[tuple[str, str]]:
@@ -211,6 +270,21 @@ def _ahead(blocks: Iterable[Frames]) -> Iterator[Frames]:
     iterator = iter(blocks)
     first = list(islice(iterator, 1))
     return chain(first, iterator)
+
+
+def _behind(blocks: Iterable[Frames], passed: int) -> Iterator[Frames]:
+    """The blocks without the first messages."""
+    for frames in blocks:
+        if len(frames) > passed:
+            yield frames[passed:]
+        passed = max(0, passed - len(frames))
+
+
+def _relations(frames: Frames) -> Iterator[Relation]:
+    """The relation messages among the messages."""
+    at = frames.starts + _MESSAGE_AT
+    for row in np.flatnonzero(frames.data[at] == _RELATION).tolist():
+        yield parse_relation(frames.data[at[row] : frames.ends[row]].tobytes(), int(at[row]))
 
 
 def _in_step(left: Iterator[Frames], right: Iterator[Frames]) -> Iterator[tuple[Frames, Frames | None]]:

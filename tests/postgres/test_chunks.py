@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pyarrow as pa
 import pytest
 
 from etl_dagster.errors import ErrorKind, EtlError
-from etl_dagster.model import TableId, TableSchema
+from etl_dagster.model import ChunkPlan, Landing, TableId, TableSchema, ValuePolicy
 from etl_dagster.postgres import PostgresSource
 from etl_dagster.postgres.chunks import ChunkReader
 from tests.conftest import Connect
-from tests.postgres.conftest import MakeSource
+from tests.postgres.conftest import MakeSource, source_config
 
 
 def published(source: PostgresSource, name: str = "t", schema: str = "public") -> TableSchema:
@@ -267,3 +270,209 @@ def _read_with_end_amid(reader: ChunkReader, admin: psycopg.Connection[Any]) -> 
         " where datname = current_database() and pid <> pg_backend_pid()"
     )
     list(reader)
+
+
+def with_policy(table: TableSchema, policy: ValuePolicy) -> TableSchema:
+    columns = tuple(column.model_copy(update={"values": policy}) for column in table.columns)
+    return table.model_copy(update={"columns": columns})
+
+
+def as_changelog(table: TableSchema) -> TableSchema:
+    return table.model_copy(update={"landing": Landing.CHANGELOG})
+
+
+def test_a_value_that_cannot_be_held_names_the_row_by_its_key(connect: Connect, source: PostgresSource) -> None:
+    connect().execute(
+        'create table t("Id" int, u uuid, b bytea, s text, n numeric(8,2), primary key ("Id", u, b, s));'
+        "insert into t select i, lpad(i::text, 32, '0')::uuid, '\\xff', repeat('k', 100), i"
+        " from generate_series(1, 50) i; update t set n = 'NaN' where \"Id\" >= 42"
+    )
+    table = published(source)
+
+    with pytest.raises(EtlError) as failed:
+        read_all(source, table)
+
+    assert (failed.value.kind, failed.value.table) == (ErrorKind.VALUE, "public.t")
+    shown = f"(row with Id = 42, u = 00000000-0000-0000-0000-000000000042, b = \\xff, s = {'k' * 60}…)"
+    assert failed.value.message.endswith(shown)
+    assert "NaN" not in failed.value.message.removesuffix(shown).partition(":")[0]
+
+
+def test_a_table_without_key_has_no_sample(connect: Connect, source: PostgresSource) -> None:
+    connect().execute("create table t(a int, n numeric(8,2)); insert into t values (4711, 'NaN')")
+    table = published(source)
+
+    with pytest.raises(EtlError) as failed:
+        read_all(source, table)
+
+    assert failed.value.table == "public.t"
+    assert "4711" not in str(failed.value)
+
+
+def test_replaced_values_are_counted_by_column(connect: Connect, source: PostgresSource) -> None:
+    connect().execute(
+        "create table t(id int primary key, n numeric(8,2), m numeric(8,2));"
+        "insert into t values (1, 'NaN', 1), (2, 'NaN', 'NaN'), (3, 3, 3)"
+    )
+    table = with_policy(published(source), ValuePolicy.NULL)
+
+    with source.read_chunk(table, table.oid, 0, None) as reader:
+        rows = [row for batch in reader for row in batch.to_pylist()]
+        assert reader.replaced == {"n": 2, "m": 1}
+
+    assert [row["n"] is None for row in rows] == [True, True, False]
+
+
+def test_under_the_policy_text_values_come_as_they_are_printed(connect: Connect, source: PostgresSource) -> None:
+    connect().execute(
+        "create table t(id int primary key, n numeric(8,2), a int[], z timestamptz);"
+        "insert into t values (1, 'NaN', '[0:1]={1,2}', 'infinity'), (2, 1.5, '{{1,2},{3,4}}', '2024-01-01 00:00+00')"
+    )
+    table = with_policy(published(source), ValuePolicy.TEXT)
+
+    rows = [{name: row[name] for name in ("n", "a")} for row in read_all(source, table)]
+
+    assert rows == [{"n": "NaN", "a": "[0:1]={1,2}"}, {"n": "1.50", "a": "{{1,2},{3,4}}"}]
+
+
+PARTITIONED = """
+create table r(id int primary key, v text) partition by range (id);
+create table r1 partition of r for values from (0) to (10);
+create table r2 partition of r for values from (10) to (30) partition by range (id);
+create table r21 partition of r2 for values from (10) to (20);
+insert into r select i, 'v' || i from generate_series(0, 19) i;
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "statements"),
+    [
+        ("t", "create table t(id int, v text); insert into t select i, 'v' || i from generate_series(0, 19) i"),
+        ("r", PARTITIONED),
+        ("r", PARTITIONED.partition("insert")[0]),
+    ],
+)
+def test_a_changelog_is_copied_in_one_chunk(
+    connect: Connect, source: PostgresSource, name: str, statements: str
+) -> None:
+    admin = connect()
+    admin.execute(statements.encode())
+    table = as_changelog(published(source, name))
+    count = admin.execute(f"select count(*) from {name}".encode()).fetchall()[0][0]
+
+    (plan,) = source.plan_chunks(table, 1)
+    with source.read_chunk(table, plan.relation, plan.first_block, plan.last_block) as reader:
+        snapshot = reader.snapshot
+        rows = [row for batch in reader for row in batch.to_pylist()]
+        assert reader.filenode == plan.filenode == 0
+
+    assert plan == ChunkPlan(table.oid, 0, 0, None, plan.rows)
+    assert sorted(row["id"] for row in rows) == list(range(count))
+    assert [int(part) > 0 for part in snapshot.split(":")[:2]] == [True, True]
+
+
+@pytest.mark.parametrize("name", ["r", "t"])
+def test_no_truncate_comes_between_the_snapshot_of_a_changelog_and_its_rows(
+    connect: Connect, source: PostgresSource, name: str
+) -> None:
+    admin = connect()
+    admin.execute((PARTITIONED + "create table t as select * from r").encode())
+    admin.execute("set lock_timeout = '50ms'")
+    table = as_changelog(published(source, name))
+
+    with source.read_chunk(table, table.oid, 0, None) as reader:
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            admin.execute(f"truncate {'r21' if name == 'r' else 't'}".encode())
+        assert sum(batch.num_rows for batch in reader) == 20
+
+
+def test_a_changelog_sees_what_its_snapshot_sees(connect: Connect, source: PostgresSource) -> None:
+    """The snapshot is not older than the lock, for which the copy may have waited."""
+    admin, other = connect(), connect()
+    admin.execute(PARTITIONED)
+    table = as_changelog(published(source, "r"))
+    other.execute("begin; truncate r21; insert into r values (15, 'new')")
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(read_all, source, table)
+        _await_lock_wait(admin)
+        other.execute("commit")
+        rows = reading.result(30)
+
+    assert sorted(row["id"] for row in rows) == [*range(10), 15]
+
+
+def _await_lock_wait(admin: psycopg.Connection[Any]) -> None:
+    waiting = (
+        "select count(*) from pg_locks where not granted"
+        " and database = (select oid from pg_database where datname = current_database())"
+    )
+    while not admin.execute(waiting.encode()).fetchall()[0][0]:
+        pass
+
+
+@contextmanager
+def plain_role(admin: psycopg.Connection[Any]) -> Iterator[str]:
+    role = f"reader_{uuid4().hex[:8]}"
+    admin.execute(f"create role {role} login; grant select on all tables in schema public to {role}".encode())
+    try:
+        yield role
+    finally:
+        admin.execute(f"drop owned by {role}; drop role {role}".encode())
+
+
+@pytest.mark.parametrize("landing", [Landing.MIRROR, Landing.CHANGELOG])
+def test_row_level_security_is_an_error_and_leaves_no_row_out(
+    connect: Connect, source: PostgresSource, make_source: MakeSource, database: str, landing: Landing
+) -> None:
+    admin = connect()
+    admin.execute(
+        "create table t(id int primary key); insert into t values (1), (2); create table free(id int primary key);"
+        "insert into free values (7); alter table t enable row level security;"
+        "create policy few on t for select using (id = 1)"
+    )
+    table, free = (published(source, name).model_copy(update={"landing": landing}) for name in ("t", "free"))
+    with plain_role(admin) as role:
+        plain = make_source(source_config(database.replace("postgres@", f"{role}@"), name="p"))
+        with pytest.raises(EtlError, match="row-level security") as refused:
+            read_all(plain, table)
+        with (
+            pytest.raises(EtlError, match="row-level security"),
+            plain.read_keys(table, pa.table({"id": pa.array([1], pa.int32())})) as reader,
+        ):
+            list(reader)
+        assert read_all(plain, free) == [{"id": 7}]
+        plain.close()
+
+    assert refused.value.table == "public.t"
+
+
+@pytest.mark.since(15)
+def test_row_filters_with_odd_names_and_functions_hold_for_copy_and_stream(
+    connect: Connect, source: PostgresSource
+) -> None:
+    admin = connect()
+    admin.execute(
+        'create schema "S ""x"; create table "S ""x"."T b"("I d" int primary key, "SELECT" text, hidden text);'
+        'create table "T b"("I d" int primary key, other int);'
+        'create publication p for table "S ""x"."T b" ("I d", "SELECT")'
+        ' where ("I d" % 2 = 0 and length(lower("SELECT")) > 1 and "SELECT" <> \'%s {}\'),'
+        ' "T b" where (other is not null)'
+    )
+    source.create_slot()
+    admin.execute(
+        "insert into \"S \"\"x\".\"T b\" values (1, 'odd'), (2, 'even'), (4, 'x'), (6, '%s {}'), (8, 'Ä' || 8);"
+        'insert into "T b" values (2, null), (3, 3)'
+    )
+    tables = source.tables()
+    window = source.window({t.oid: t for t in tables.values()}, source.current_position(), 1000)
+    streamed: dict[TableId, list[dict[str, Any]]] = {}
+    for piece in window:
+        for events in piece:
+            rows = [row for changes in events.changes for row in changes.rows.to_pylist()]
+            streamed.setdefault(events.table.id, []).extend(rows)
+
+    assert {table.id: read_all(source, table) for table in tables.values()} == streamed
+    assert streamed == {
+        TableId('S "x', "T b"): [{"I d": 2, "SELECT": "even"}, {"I d": 8, "SELECT": "Ä8"}],
+        TableId("public", "T b"): [{"I d": 3, "other": 3}],
+    }

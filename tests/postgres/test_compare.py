@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from uuid import uuid4
 
 import pyarrow as pa
 import pytest
+from pydantic import SecretStr
 
-from etl_dagster.errors import SourceError
-from etl_dagster.model import TableId, TableSchema
+from etl_dagster.errors import EtlError, SourceError
+from etl_dagster.model import TableId, TableSchema, ValuePolicy
 from etl_dagster.postgres import PostgresSource, compare_table
 from tests.conftest import Connect
 
@@ -157,3 +159,45 @@ def test_hundreds_of_thousands_of_rows_take_seconds(connect: Connect, source: Po
 
     assert compare_table(source.config.connection, table, rows).equal
     assert time.monotonic() - started < 5
+
+
+def test_columns_that_land_as_text_are_compared_as_text(connect: Connect, source: PostgresSource) -> None:
+    admin = connect()
+    admin.execute(EVERY_TYPE)
+    admin.execute(ROWS)
+    admin.execute(
+        "update t set ai = '[0:1]={1,2}', as_ = '{{a,b},{c,d}}', p = 'NaN' where id = 2;"
+        "update t set n = 'Infinity', iv = iv + interval '1 us' where id = 3"
+    )
+    source.prepare_publication()
+    plain = schema_of(source)
+    columns = tuple(column.model_copy(update={"values": ValuePolicy.TEXT}) for column in plain.columns)
+    table = plain.model_copy(update={"columns": columns})
+    before = copied(source, table)
+    equal = compare_table(source.config.connection, table, before)
+    admin.execute("update t set ai = '{1,2}' where id = 2")
+    other_bounds = compare_table(source.config.connection, table, before)
+
+    assert equal.equal, equal
+    assert (other_bounds.missing, other_bounds.extra) == (1, 1)
+
+
+def test_row_level_security_does_not_hide_rows_from_a_comparison(
+    connect: Connect, source: PostgresSource, database: str
+) -> None:
+    admin = connect()
+    admin.execute(
+        "create table t(id int primary key); insert into t values (1), (2); alter table t enable row level security;"
+        "create policy few on t for select using (id = 1)"
+    )
+    source.prepare_publication()
+    role = f"reader_{uuid4().hex[:8]}"
+    admin.execute(f"create role {role} login; grant select on t to {role}".encode())
+    try:
+        config = source.config.connection.model_copy(
+            update={"dsn": SecretStr(database.replace("postgres@", f"{role}@"))}
+        )
+        with pytest.raises(EtlError, match="row-level security"):
+            compare_table(config, schema_of(source), [])
+    finally:
+        admin.execute(f"drop owned by {role}; drop role {role}".encode())
