@@ -9,9 +9,13 @@ import pytest
 
 from etl_dagster.destinations.duckdb import DuckDbConfig, DuckDbDestination
 from etl_dagster.testing.destination_contract import (
+    ChangelogContract,
+    ColumnContract,
     CopyContract,
+    HeldContract,
     HistoryContract,
     Place,
+    SoftDeleteContract,
     StreamContract,
     TableContract,
 )
@@ -31,6 +35,18 @@ class TestCopy(CopyContract): ...
 
 
 class TestTables(TableContract): ...
+
+
+class TestColumns(ColumnContract): ...
+
+
+class TestHeld(HeldContract): ...
+
+
+class TestSoftDelete(SoftDeleteContract): ...
+
+
+class TestChangelog(ChangelogContract): ...
 
 
 class TestHistory(HistoryContract): ...

@@ -7,15 +7,14 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from etl_dagster.arrow.changes import to_record_batch
-from etl_dagster.arrow.types import column_type
+from etl_dagster.arrow.changes import same_columns, to_record_batch
 from etl_dagster.destinations.duckdb.client import Client, Session, translated
 from etl_dagster.destinations.duckdb.encoding import encode
 from etl_dagster.destinations.duckdb.held import HeldLog, HeldLogs
 from etl_dagster.destinations.duckdb.ledger import CopyState, Ledger, log_name, require_copy
 from etl_dagster.destinations.duckdb.live import LiveTable, beyond
 from etl_dagster.errors import DestinationError
-from etl_dagster.model import CopyTarget, EventBatch, Lsn, RawChanges, Route, TableEvents, TableId, TableSchema
+from etl_dagster.model import CopyTarget, EventBatch, Lsn, RawChanges, Route, TableEvents, TableId
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +54,7 @@ class BatchWriter:
         for table, places in self._places.items():
             if places.live is not None:
                 with translated("merge changes", str(table)):
-                    places.live.finish()
+                    places.live.finish(batch.position)
         self._raise_watermarks(batch.position)
 
     def _find_places(self, routes: Mapping[TableId, Route]) -> dict[TableId, _Places]:
@@ -63,13 +62,16 @@ class BatchWriter:
         held = self._held.all() if any(route.held for route in routes.values()) else {}
         found = {}
         for number, (table, route) in enumerate(routes.items()):
+            if route.held:
+                found[table] = _Places(None, None, _held_log(held, table))
+                continue
             log = None if route.log is None else _Log(route.log, require_copy(copies, route.log))
             # Changes for the log of a copy that is finished go to the live table, which the copy has become.
             finished = log is not None and log.state.finished_rows is not None
             live = None
             if (route.live or finished) and table in watermarks:
                 live = LiveTable(self._session, self._ledger, watermarks[table], schemas.get(table), number)
-            found[table] = _Places(live, None if finished else log, _held_log(held, table) if route.held else None)
+            found[table] = _Places(live, None if finished else log, None)
         return found
 
     def _apply(self, events: TableEvents) -> None:
@@ -87,7 +89,7 @@ class BatchWriter:
     def _append_log(self, events: TableEvents, log: _Log) -> int:
         if events.truncated_at is not None and events.truncated_at >= log.state.lsn:
             self._ledger.truncate_copy(log.target.copy_id)
-        changes = [part for part in beyond(events, log.state.lsn) if _same_columns(part.table, log.target.table)]
+        changes = [part for part in beyond(events, log.state.lsn) if same_columns(part.table, log.target.table)]
         if changes:
             flat = pa.Table.from_batches([to_record_batch(part) for part in changes])
             with self._session.bound(etl_rows=encode(flat, flat.column_names)):
@@ -110,12 +112,3 @@ def _held_log(held: Mapping[TableId, HeldLog], table: TableId) -> HeldLog:
     if table not in held:
         raise DestinationError(f"{table} has no held log", hint=f"Re-sync {table}", table=str(table))
     return held[table]
-
-
-def _same_columns(one: TableSchema, other: TableSchema) -> bool:
-    """Whether changes of one schema can be read by the other; what made a column's older rows does not matter."""
-    return one is other or one.columns == other.columns or _shape(one) == _shape(other)
-
-
-def _shape(table: TableSchema) -> list[tuple[object, ...]]:
-    return [(each.attnum, each.name, each.key_ordinal, column_type(each)) for each in table.columns]

@@ -16,6 +16,7 @@ from etl_dagster.arrow.types import column_type
 from etl_dagster.destinations.admission import fold_ascii, require_column_names
 from etl_dagster.destinations.duckdb.client import Session
 from etl_dagster.destinations.duckdb.encoding import duckdb_type, encode, quoted
+from etl_dagster.destinations.duckdb.ledger import live_name
 from etl_dagster.errors import TableError
 from etl_dagster.model import CDC_COLUMNS, UNCHANGED_COLUMN, Column, Landing, TableSchema
 
@@ -52,11 +53,13 @@ def alteration(known: TableSchema, table: TableSchema, existing: Sequence[str]) 
 
 def by_names(table: TableSchema, existing: Sequence[str]) -> TableSchema:
     """The schema of a live table of which no more is known than the names of its columns."""
-    return table.model_copy(update={"columns": tuple(each for each in table.columns if each.name in existing)})
+    columns = tuple(each for each in table.columns if each.name in existing)
+    return TableSchema(id=table.id, oid=table.oid, columns=columns)
 
 
-def alter(session: Session, name: str, steps: Alteration, landing: Landing) -> None:
-    """Carry an alteration out on the table of this SQL name."""
+def alter(session: Session, table: TableSchema, steps: Alteration) -> None:
+    """Carry an alteration of the live table out; of its rows none may have been touched before."""
+    name = live_name(table.id)
     # Names may be swapped, or change in nothing but their case.
     between = [f"_etl_{i}" for i in range(len(steps.renames))]
     for (old, _), middle in zip(steps.renames, between, strict=True):
@@ -64,13 +67,11 @@ def alter(session: Session, name: str, steps: Alteration, landing: Landing) -> N
     for (_, new), middle in zip(steps.renames, between, strict=True):
         session.run(f"ALTER TABLE {name} RENAME COLUMN {quoted(middle)} TO {quoted(new)}")
     for column in steps.added:
-        _add(session, name, column, filled=landing is not Landing.CHANGELOG)
+        _add(session, table, column)
 
 
 def _require_followable(known: TableSchema, table: TableSchema) -> None:
     require_column_names(table, fold=fold_ascii)
-    if known.landing is not table.landing:
-        raise _unlike(table, f"lands as {known.landing}, not as {table.landing}")
     before = {column.attnum: column_type(column) for column in known.columns}
     for column in table.columns:
         if before.get(column.attnum, column_type(column)) != column_type(column):
@@ -98,39 +99,34 @@ def _former(name: str, nth: int) -> str:
     return f"{name}_dropped" if nth == 1 else f"{name}_dropped_{nth}"
 
 
-def _add(session: Session, name: str, column: Column, *, filled: bool) -> None:
-    type_ = duckdb_type(column_type(column))
-    if not filled or column.missing is None:
+def _add(session: Session, table: TableSchema, column: Column) -> None:
+    name, type_ = live_name(table.id), duckdb_type(column_type(column))
+    if column.missing is None or table.landing is Landing.CHANGELOG:
         session.run(f"ALTER TABLE {name} ADD COLUMN {quoted(column.name)} {type_}")
         return
+    # Every row gets the value without being touched; then the default goes.
+    literal, added = _literal(session, column, type_), quoted(column.name)
+    if literal is None:
+        raise _unlike(table, f"cannot get the default of column {column.name!r}")
+    first = "VARCHAR" if _is_list(type_) else type_
+    session.run(f"ALTER TABLE {name} ADD COLUMN {added} {first} DEFAULT {literal}")
+    session.run(f"ALTER TABLE {name} ALTER COLUMN {added} DROP DEFAULT")
+    # A list as default makes DuckDB give up the database: lists are added as their text, then read. Any expression but
+    # the column itself, even a cast, might be one that it cannot read from its WAL after a kill.
+    for step in ["VARCHAR[]", type_] if _is_list(type_) else []:
+        session.run(f"ALTER TABLE {name} ALTER COLUMN {added} SET DATA TYPE {step} USING {added}")
+
+
+def _literal(session: Session, column: Column, type_: str) -> str | None:
+    """The value of older rows as a text that DuckDB reads as exactly this value; None when there is none."""
     value = encode(pa.table([missing_value(column)], names=["v"]), ["v"])
-    with session.bound(etl_rows=value):
-        text = _exact_text(session, type_)
-        if text is None:
-            session.run(f"ALTER TABLE {name} ADD COLUMN {quoted(column.name)} {type_}")
-            session.run(f"UPDATE {name} SET {quoted(column.name)} = (SELECT v FROM etl_rows)")
-        else:
-            _add_with_default(session, name, column.name, type_, text)
-
-
-def _exact_text(session: Session, type_: str) -> str | None:
-    """A text that DuckDB reads as the bound value, also when it opens the file again; None when there is none."""
-    if type_ == "JSON[]":
-        return None
-    middle = "::VARCHAR[]" if type_.endswith("[]") else ""
+    middle = "::VARCHAR[]" if _is_list(type_) else ""
     text = f"v{middle}::VARCHAR"
-    sql = f"SELECT {text}, TRY_CAST({text}{middle} AS {type_}) IS NOT DISTINCT FROM v FROM etl_rows"
-    found, exact = session.rows(sql)[0]
-    return str(found) if exact else None
+    with session.bound(etl_rows=value):
+        sql = f"SELECT {text}, TRY_CAST({text}{middle} AS {type_}) IS NOT DISTINCT FROM v FROM etl_rows"
+        found, exact = session.rows(sql)[0]
+    return "'" + str(found).replace("'", "''") + "'" if exact else None
 
 
-def _add_with_default(session: Session, name: str, column: str, type_: str, text: str) -> None:
-    """Every row has the value without being touched; then the default goes."""
-    literal = "'" + text.replace("'", "''") + "'"
-    # A list as default makes DuckDB give up the database: it is added as its text, and then read.
-    first = "VARCHAR" if type_.endswith("[]") else type_
-    session.run(f"ALTER TABLE {name} ADD COLUMN {quoted(column)} {first} DEFAULT {literal}")
-    session.run(f"ALTER TABLE {name} ALTER COLUMN {quoted(column)} DROP DEFAULT")
-    if first != type_:
-        read = f"{quoted(column)}::VARCHAR[]::{type_}"
-        session.run(f"ALTER TABLE {name} ALTER COLUMN {quoted(column)} SET DATA TYPE {type_} USING {read}")
+def _is_list(type_: str) -> bool:
+    return type_.endswith("[]")

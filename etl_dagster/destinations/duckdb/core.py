@@ -81,12 +81,16 @@ class DuckDbDestination(Destination):
         with translated("truncate a table", str(table.id)), self._session.transaction():
             ledger = Ledger(self._session)
             if isinstance(target, CopyTarget):
-                ledger.begin_copy(target, self._owner)
-                HeldLogs(self._session, self._owner).release(table.id)
+                self._begin_copy(ledger, target)
             elif target.id in ledger.watermarks():
                 self._session.run(f"TRUNCATE {live_name(target.id)}")
             else:
                 ledger.create_live(target, self._owner)
+
+    def _begin_copy(self, ledger: Ledger, target: CopyTarget) -> None:
+        if target.copy_id not in ledger.copies():
+            ledger.begin_copy(target, self._owner)
+            HeldLogs(self._session, self._owner).release(target.table.id)
 
     def write_table_rows(self, target: CopyTarget, chunk: ChunkRows) -> int:
         opened, table = self._opened, str(target.table.id)

@@ -61,6 +61,7 @@ class Finish:
         self._staging = staging_name(target)
         self._ledger = Ledger(session)
         self._piece_bytes = piece_bytes
+        self._former = self._former_names()
 
     def run(self, position: Lsn) -> int:
         """Returns the rows of the live table.
@@ -79,9 +80,24 @@ class Finish:
             self._append_log()
         else:
             self._merge_log()
-        if self._table.landing is Landing.SOFT_DELETE:
+        if self._former:
             self._keep_deleted(position)
         return self._swap(position)
+
+    def _former_names(self) -> dict[str, str]:
+        """Where deleted rows are kept: what the columns are called in the former live table, if it has the key too."""
+        definition = self._ledger.schemas().get(self._table.id)
+        if self._table.landing is not Landing.SOFT_DELETE or definition is None:
+            return {}
+        former = read_schema(definition)
+        if former.landing is Landing.CHANGELOG or self._table.id not in self._ledger.watermarks():
+            return {}
+        names = _common_names(former, self._table)
+        return names if set(key_names(self._table)) <= set(names) else {}
+
+    @property
+    def _former_key(self) -> list[str]:
+        return [self._former[name] for name in key_names(self._table)]
 
     def _append_log(self) -> None:
         snapshot = self._ledger.snapshot(self._target.copy_id)
@@ -95,7 +111,7 @@ class Finish:
         if not size:
             return
         # A staged row serves a row that never moved; one that moved needs a row read after it had arrived.
-        merge = Merge(self._session, self._table, self._staging, own_key=True, extra_donors=self._reread_donors)
+        merge = Merge(self._session, self._table, self._staging, own_key=True, extra_donors=self._more_donors)
         # Values are looked for in all of the log before anything is taken from a staged row.
         for changes in self._log_pieces(None if partial else self._piece_bytes):
             undecided = merge.add(compact(changes, tombstones=self._table.landing is Landing.SOFT_DELETE))
@@ -117,6 +133,12 @@ class Finish:
         if piece:
             yield piece
 
+    def _more_donors(self, open_: Unresolved) -> str:
+        queries = [self._reread_donors(open_)]
+        if self._former:
+            queries.append(self._former_donors(open_))
+        return " UNION ALL ".join(queries)
+
     def _reread_donors(self, open_: Unresolved) -> str:
         values = ", ".join(f"x.c{i} AS v{i}" for i in open_.columns)
         positions = [f"c{i}" for i in self._table.key_indexes]
@@ -126,19 +148,21 @@ class Finish:
             f" JOIN {reread_name(self._target.copy_id)} AS x ON {condition} WHERE x.seen_lsn > u.origin"
         )
 
+    def _former_donors(self, open_: Unresolved) -> str:
+        """Of a row that is deleted here and there by the same change, the former live table may know more."""
+        names = {i: self._former.get(self._table.columns[i].name) for i in open_.columns}
+        values = [f"{'NULL' if name is None else f'l.{quoted(name)}'} AS v{i}" for i, name in names.items()]
+        condition = key_match("l", self._former_key, "u", bound_key_names(self._table))
+        return (
+            f"SELECT u.r, -2 AS age, {', '.join(values)} FROM etl_open AS u JOIN {live_name(self._table.id)} AS l"
+            f" ON {condition} AND l.{quoted(LSN_COLUMN)} = u.lsn WHERE u.optional"
+        )
+
     def _keep_deleted(self, position: Lsn) -> None:
         """Take over what the former live table has kept, and what was deleted while nobody looked."""
-        definition = self._ledger.schemas().get(self._table.id)
-        if definition is None or self._table.id not in self._ledger.watermarks():
-            return
-        former = read_schema(definition)
-        names = _common_names(former, self._table)
-        keys = key_names(self._table)
-        if former.landing is not Landing.SOFT_DELETE or not set(keys) <= set(names):
-            return
-        columns = ", ".join(map(quoted, [*names, *CDC_COLUMNS]))
-        values = ", ".join(f"l.{quoted(name)}" for name in names.values())
-        same = key_match("l", [names[key] for key in keys], "s", keys)
+        columns = ", ".join(map(quoted, [*self._former, *CDC_COLUMNS]))
+        values = ", ".join(f"l.{quoted(name)}" for name in self._former.values())
+        same = key_match("l", self._former_key, "s", key_names(self._table))
         self._session.run(
             f"INSERT INTO {self._staging} ({columns}) SELECT {values}, {_DELETED}"
             f" FROM {live_name(self._table.id)} AS l ANTI JOIN {self._staging} AS s ON {same}",

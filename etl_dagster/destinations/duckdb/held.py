@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from etl_dagster.arrow.changes import select_raw
 from etl_dagster.arrow.fixed import array_of
 from etl_dagster.destinations.duckdb.client import Session
 from etl_dagster.destinations.duckdb.encoding import quoted
@@ -72,9 +73,8 @@ class HeldLogs:
         Args:
             place: How many messages of the same batch came before, since those of one change may have one ordinal.
         """
-        rows = _table(raw, place)
-        new = raw.lsn >= int(log.lsn)
-        with self._session.bound(etl_rows=rows if new.all() else rows.take(array_of(np.flatnonzero(new)))):
+        rows = _table(select_raw(raw, raw.lsn >= int(log.lsn)), place)
+        with self._session.bound(etl_rows=rows):
             return self._session.run(f"INSERT INTO {log.name} SELECT * FROM etl_rows")
 
     def raise_watermarks(self, tables: list[TableId], lsn: Lsn) -> None:

@@ -169,10 +169,8 @@ class Ledger:
         self._session.run("INSERT INTO _etl.owners VALUES (?, ?, ?)", [table.schema, table.name, owner])
 
     def begin_copy(self, target: CopyTarget, owner: str) -> None:
-        """Create the staging area and the change log of a copy, unless they exist; other copies of the table go."""
+        """Create the staging area and the change log of a copy; other copies of the table go."""
         table, copy_id = target.table, target.copy_id
-        if copy_id in self.copies():
-            return
         self.require_admissible(table, owner)
         self._own(table.id, owner)
         self.forget_copies(table.id)

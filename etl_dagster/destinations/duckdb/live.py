@@ -32,15 +32,18 @@ class LiveTable:
         self._watermark = watermark
         self._number = number
         self._known = None if definition is None else read_schema(definition)
+        self._announced: TableSchema | None = None
         self._merge: Merge | None = None
 
     def apply(self, events: TableEvents) -> int:
         """Apply what the watermark does not cover; returns the number of changes."""
         changes = beyond(events, self._watermark)
         truncated = events.truncated_at is not None and events.truncated_at >= self._watermark
-        silent = not events.changes and events.truncated_at is None
-        if not (changes or truncated or silent):
+        if not events.changes and events.truncated_at is None:
+            self._announced = events.table
+        if not (changes or truncated):
             return 0
+        self._announced = None
         table = self._follow(events.table)
         if truncated and events.truncated_at is not None:
             self._merging(table).truncate(events.truncated_at)
@@ -48,8 +51,11 @@ class LiveTable:
             self._add(table, [adapt(part, table) for part in changes])
         return sum(map(len, changes))
 
-    def finish(self) -> None:
-        """Bring the changes into the table."""
+    def finish(self, position: Lsn) -> None:
+        """Bring the changes into the table, which the batch takes to this position."""
+        # Columns that came without changes; a batch that is repeated may tell of older ones.
+        if self._announced is not None and self._watermark < position:
+            self._follow(self._announced)
         if self._merge is not None:
             self._merge.finish()
 
@@ -61,7 +67,9 @@ class LiveTable:
         known = by_names(table, existing) if self._known is None else self._known
         if table.natts < known.natts:
             return known  # the stream repeats what it said before the columns were changed
-        alter(self._session, live_name(table.id), alteration(known, table, existing), table.landing)
+        if table.landing is not known.landing:
+            table = table.model_copy(update={"landing": known.landing})
+        alter(self._session, table, alteration(known, table, existing))
         self._ledger.set_schema(table)
         self._known = table
         if self._merge is not None:
