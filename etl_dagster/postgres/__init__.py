@@ -1,12 +1,12 @@
 """The source: a PostgreSQL database read through psycopg 3."""
 
+from etl_dagster.model import TablePattern
 from etl_dagster.postgres.compare import Difference, compare_table
 from etl_dagster.postgres.config import (
     PostgresConfig,
     PublicationConfig,
     SlotConfig,
     SourceConfig,
-    TablePattern,
     TlsConfig,
     TlsMode,
 )
