@@ -8,6 +8,7 @@ renames that it takes beyond those which the two schemas show, and the cheapest 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -110,12 +111,21 @@ class _Age(Enum):
     OLDER = 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Path:
-    """Numbers given to the first columns of a relation, and the unseen renames that they take."""
+    """Numbers given to the first columns of a relation, the last of them here, and the unseen renames they take."""
 
-    cost: int = 0
-    numbers: tuple[int, ...] = ()
+    cost: int
+    number: int = 0
+    before: _Path | None = None
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        found, path = [], self
+        while path.before is not None:
+            found.append(path.number)
+            path = path.before
+        return tuple(reversed(found))
 
 
 class _Columns:
@@ -162,53 +172,61 @@ def _number(columns: _Columns, streamed: Sequence[RelationColumn]) -> tuple[int,
     """The one likely numbering of a relation's columns."""
     if columns.joined:
         return None
-    found = [*_paths(columns, streamed, _Age.NEWER), *_paths(columns, streamed, _Age.OLDER)]
-    best: dict[tuple[int, ...], int] = {}
-    for path in found:
-        best[path.numbers] = min(path.cost, best.get(path.numbers, path.cost))
-    ranked = nsmallest(2, best.items(), key=lambda item: item[1])
+    newer = _Walk(columns, streamed, _Age.NEWER, sys.maxsize).paths()
+    older = _Walk(columns, streamed, _Age.OLDER, newer[0].cost + MARGIN if newer else sys.maxsize).paths()
+    costs: dict[tuple[int, ...], int] = {}
+    for path in sorted([*newer, *older], key=lambda path: path.cost):
+        costs.setdefault(path.numbers, path.cost)
+    ranked = list(costs.items())[:2]
     if not ranked or (len(ranked) == 2 and ranked[1][1] - ranked[0][1] < MARGIN):
         return None
     return ranked[0][0]
 
 
-def _paths(columns: _Columns, streamed: Sequence[RelationColumn], age: _Age) -> Sequence[_Path]:
-    """The two cheapest numberings of a relation of that age."""
-    last = columns.last if age is _Age.NEWER else columns.given_out
-    reached: dict[int, Sequence[_Path]] = {0: [_Path(cost=age.value)]}
-    ended: list[_Path] = []
-    for number in range(1, last + 1):
-        if columns.may_end(number, age):
-            ended += reached.get(len(streamed), ())
-        reached = _step(columns, number, streamed, reached, age)
-    return _cheapest([*ended, *reached.get(len(streamed), ())])
+@dataclass(frozen=True, slots=True)
+class _Walk:
+    """Goes through all numbers that a table's columns ever had, each of which a relation of that age has or lacks.
 
+    Attributes:
+        limit: What costs as much is of no interest.
+    """
 
-def _step(
-    columns: _Columns,
-    number: int,
-    streamed: Sequence[RelationColumn],
-    reached: dict[int, Sequence[_Path]],
-    age: _Age,
-) -> dict[int, Sequence[_Path]]:
-    """How far each path comes with one more number, which the relation has or lacks."""
-    found: dict[int, list[_Path]] = {}
-    for count, paths in reached.items():
-        if columns.may_lack(number, age):
-            found.setdefault(count, []).extend(paths)
-        if count < len(streamed):
-            found.setdefault(count + 1, []).extend(_taken(columns, number, streamed[count], paths, age))
-    return {count: _cheapest(paths) for count, paths in found.items()}
+    columns: _Columns
+    streamed: Sequence[RelationColumn]
+    age: _Age
+    limit: int
 
+    def paths(self) -> Sequence[_Path]:
+        """The two cheapest numberings."""
+        complete = len(self.streamed)
+        reached: dict[int, Sequence[_Path]] = {0: [_Path(self.age.value)]}
+        ended: list[_Path] = []
+        for number in range(1, self._last + 1):
+            if self.columns.may_end(number, self.age):
+                ended += reached.get(complete, ())
+            reached = self._step(number, reached)
+        return _cheapest([*ended, *reached.get(complete, ())])
 
-def _taken(
-    columns: _Columns, number: int, streamed: RelationColumn, paths: Iterable[_Path], age: _Age
-) -> Iterator[_Path]:
-    cost = columns.cost(number, streamed, age)
-    if cost is not None:
-        for path in paths:
-            yield _Path(path.cost + cost, (*path.numbers, number))
+    @property
+    def _last(self) -> int:
+        return self.columns.last if self.age is _Age.NEWER else self.columns.given_out
+
+    def _step(self, number: int, reached: dict[int, Sequence[_Path]]) -> dict[int, Sequence[_Path]]:
+        """How far each path comes with one more number; those that can no longer come to the end are left out."""
+        found: dict[int, list[_Path]] = {}
+        fewest = len(self.streamed) - (self._last - number)
+        for count, paths in reached.items():
+            if self.columns.may_lack(number, self.age) and count >= fewest:
+                found.setdefault(count, []).extend(paths)
+            if fewest - 1 <= count < len(self.streamed):
+                found.setdefault(count + 1, []).extend(self._taken(number, count, paths))
+        return {count: _cheapest(paths) for count, paths in found.items() if paths}
+
+    def _taken(self, number: int, count: int, paths: Iterable[_Path]) -> Iterator[_Path]:
+        cost = self.columns.cost(number, self.streamed[count], self.age)
+        if cost is not None:
+            yield from (_Path(path.cost + cost, number, path) for path in paths if path.cost + cost < self.limit)
 
 
 def _cheapest(paths: Iterable[_Path]) -> Sequence[_Path]:
-    return nsmallest(2, {path.numbers: path for path in paths}.values(), key=lambda path: path.cost)
+    return nsmallest(2, dict.fromkeys(paths), key=lambda path: path.cost)

@@ -55,7 +55,8 @@ def pg_type(connection: Connection, oid: int, typmod: int = -1) -> PgType:
 
 def table_schema(connection: Connection, name: str) -> TableSchema:
     """A table of the schema public, keyed by its replica identity or else its primary key."""
-    oid, identity = execute(connection, f"select oid, relreplident from pg_class where oid = '{name}'::regclass")[0]
+    found = execute(connection, f"select oid, relreplident, relnatts from pg_class where oid = '{name}'::regclass")
+    oid, identity, natts = found[0]
     wanted = "indisreplident" if identity == "i" else "indisprimary"
     key = execute(connection, f"select unnest(indkey::int2[]) from pg_index where indrelid = {oid} and {wanted}")
     order = {attnum: place for place, (attnum,) in enumerate(key)}
@@ -74,7 +75,9 @@ def table_schema(connection: Connection, name: str) -> TableSchema:
         )
         for attnum, column, type_oid, typmod, notnull in rows
     )
-    return TableSchema(id=TableId("public", name), oid=oid, columns=columns, replica_identity=ReplicaIdentity(identity))
+    return TableSchema(
+        id=TableId("public", name), oid=oid, columns=columns, replica_identity=ReplicaIdentity(identity), natts=natts
+    )
 
 
 def copy_messages(connection: Connection, query: str) -> list[bytes]:
