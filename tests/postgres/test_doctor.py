@@ -147,3 +147,67 @@ def test_a_lost_slot_fails(new_server: NewServer) -> None:
     assert lost == ("lost",)
     assert not result.passed
     assert "pg_drop_replication_slot" in result.todo
+
+
+@pytest.mark.parametrize("withheld", ["insert, update, delete", "insert"])
+def test_a_publication_that_withholds_changes_fails(connect: Connect, database: str, withheld: str) -> None:
+    admin = connect()
+    admin.execute(f"create table t(id int primary key); create publication p for table t with (publish = '{withheld}')")
+    config = source_config(database, name="p", create=False)
+
+    found = line(check(config), "published operations")
+    assert not found.passed
+    assert "truncate" in found.detail
+    admin.execute(found.todo.removeprefix("Run ").encode())
+
+    assert failures(check(config)) == []
+
+
+def test_tables_that_refuse_updates_while_they_are_published_are_told(connect: Connect, database: str) -> None:
+    admin = connect()
+    admin.execute("create table nothing(id int primary key); alter table nothing replica identity nothing")
+    admin.execute("create table whole(a int); alter table whole replica identity full")
+    admin.execute("create table root(id int primary key) partition by range (id)")
+    admin.execute("create table leaf partition of root for values from (0) to (10)")
+    admin.execute("create publication p for table nothing, whole, root with (publish_via_partition_root = true)")
+    admin.execute("insert into nothing values (1)")
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState):
+        admin.execute("update nothing set id = 2")
+    config = source_config(database, name="p", create=False)
+
+    results = check(config)
+    assert failures(results) == ["key of public.whole", "replica identity of public.nothing"]
+    found = line(results, "replica identity of public.nothing")
+    assert "refuses UPDATE and DELETE" in found.detail
+    admin.execute(found.todo.removeprefix("Run ").encode())
+    admin.execute("update nothing set id = 2")
+
+    assert failures(check(config)) == ["key of public.whole"]
+
+
+def test_what_can_never_be_published_is_told_as_what_it_is(connect: Connect, database: str) -> None:
+    admin = connect()
+    admin.execute(
+        "create unlogged table fast(id int primary key); create view v as select 1; create table t(id int primary key)"
+    )
+    admin.execute(
+        "create foreign data wrapper w; create server s foreign data wrapper w; create foreign table f(id int) server s"
+    )
+
+    found = line(check(source_config(database, tables=["t", "fast", "v", "f"])), "publication")
+    assert not found.passed
+    for told in ("public.fast (unlogged)", "public.v (a view)", "public.f (a foreign table)"):
+        assert told in found.detail
+    assert failures(check(source_config(database, schemas=["public"]))) == []
+
+
+@pytest.mark.since(18)
+def test_a_time_limit_for_idle_slots_is_told(new_server: NewServer) -> None:
+    settings = {"idle_replication_slot_timeout": "2h", "max_slot_wal_keep_size": "10GB"}
+    with new_server(settings=settings) as server:
+        with psycopg.connect(server.dsn, autocommit=True) as admin:
+            admin.execute("create table t(id int primary key)")
+        results = check(source_config(server.dsn))
+
+    assert "7200 s" in line(results, "idle_replication_slot_timeout").detail
+    assert "10240 MB" in line(results, "max_slot_wal_keep_size").detail

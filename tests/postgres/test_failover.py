@@ -71,6 +71,8 @@ def promote(primary: PostgresServer, standby: PostgresServer, *, mode: str) -> N
 def test_a_pipeline_goes_on_at_the_promoted_standby(
     primary: PostgresServer, standby: PostgresServer, admin: psycopg.Connection[Any], reader: Reader, mode: str
 ) -> None:
+    ports = f"{standby.port},{primary.port}"
+    reader.connect(f"host=127.0.0.1,127.0.0.1 port={ports} user=postgres dbname=postgres target_session_attrs=primary")
     admin.execute("insert into t select i, 'copied' from generate_series(1, 1000) i")
     reader.sync()
     admin.execute("insert into t select i, 'streamed' from generate_series(1001, 2000) i")
@@ -85,7 +87,6 @@ def test_a_pipeline_goes_on_at_the_promoted_standby(
     with psycopg.connect(standby.dsn, autocommit=True) as promoted:
         promoted.execute("insert into t select i, 'after' from generate_series(100001, 101000) i")
         promoted.execute("update t set v = 'after' where id % 3 = 0")
-    reader.connect(standby.dsn)
     summary = reader.sync()
 
     assert summary.transactions >= 3  # the copy of the slot may lag, so that some come again
