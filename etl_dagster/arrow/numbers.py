@@ -6,6 +6,7 @@ worth ``10000 ** (weight - k)``. Leading and trailing zero digits are not sent.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Context, Decimal
 
@@ -87,34 +88,24 @@ def _parse(fields: Fields, column: str) -> _Numbers:
     return _Numbers(fields.data, fields.starts + _HEADER, count, weight, (header >> 16) & 0xFFFF, header & 0xFFFF)
 
 
-def nearest_decimals(texts: list[str], type_: pa.DataType) -> pa.Array:
-    """Rounded half away from zero, as PostgreSQL rounds; the largest that there is; null for NaN."""
-    most = _most(type_)
-    return pa.array([_nearest_decimal(Decimal(text), most) for text in texts], type_)
+def nearest_decimals(values: Iterable[Decimal | None], type_: pa.DataType) -> list[Decimal | None]:
+    """Rounded half away from zero, as PostgreSQL rounds; the largest that there is; None for NaN."""
+    most = Decimal((0, (9,) * type_.precision, -type_.scale))
+    return [None if value is None else _nearest_decimal(value, most) for value in values]
 
 
 def _nearest_decimal(value: Decimal, most: Decimal) -> Decimal | None:
     if value.is_nan():
         return None
-    if value.copy_abs() < most:  # abs() would round to the digits of the context
+    if value.copy_abs() <= most:  # abs() would round to the digits of the context
         value = value.quantize(most, ROUND_HALF_UP, _EXACT)
     return max(most.copy_negate(), min(value, most))
 
 
-def holds(type_: pa.DataType, value: Decimal) -> bool:
-    """Whether the decimal type holds this finite number exactly."""
-    most = _most(type_)
-    return value.copy_abs() <= most and value == value.quantize(most, ROUND_HALF_UP, _EXACT)
-
-
-def _most(type_: pa.DataType) -> Decimal:
-    """The largest number of a decimal type."""
-    return Decimal((0, (9,) * type_.precision, -type_.scale))
-
-
 def _decimals(fields: Fields, numbers: _Numbers, type_: pa.DataType) -> pa.Array:
     def nearest(rows: npt.NDArray[np.intp]) -> pa.Array:
-        return nearest_decimals([_one_text(numbers, row) for row in rows.tolist()], type_)
+        values = (Decimal(_one_text(numbers, row)) for row in rows.tolist())
+        return pa.array(nearest_decimals(values, type_), type_)
 
     refuse(numbers.sign >= _NAN, NOT_FINITE, nearest)
     precision, scale = type_.precision, type_.scale

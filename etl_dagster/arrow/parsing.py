@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from etl_dagster.arrow.arrays import MANY_DIMENSIONS, Renumber, check_bounds
 from etl_dagster.arrow.fixed import bitmap, refuse
 from etl_dagster.arrow.moments import interval_values, refuse_far, refuse_long
-from etl_dagster.arrow.numbers import NOT_FINITE, holds, nearest_decimals, outside
+from etl_dagster.arrow.numbers import NOT_FINITE, nearest_decimals, outside
 
 _EPOCH = date(1970, 1, 1).toordinal()
 _DAY_US = 86_400_000_000
@@ -109,13 +109,14 @@ def _uuids(texts: pa.Array, type_: pa.DataType) -> pa.Array:
 
 def _decimals(texts: pa.Array, type_: pa.DataType) -> pa.Array:
     values = [None if text is None else Decimal(text) for text in texts.to_pylist()]
+    held = nearest_decimals(values, type_)
 
     def nearest(rows: npt.NDArray[np.intp]) -> pa.Array:
-        return nearest_decimals([texts[row].as_py() for row in rows.tolist()], type_)
+        return pa.array([held[row] for row in rows.tolist()], type_)
 
     refuse(_mask(value is not None and not value.is_finite() for value in values), NOT_FINITE, nearest)
-    refuse(_mask(value is not None and not holds(type_, value) for value in values), outside(type_), nearest)
-    return pa.array(values, type_)
+    refuse(_mask(value != near for value, near in zip(values, held, strict=True)), outside(type_), nearest)
+    return pa.array(held, type_)
 
 
 def _dates(texts: pa.Array, type_: pa.DataType) -> pa.Array:

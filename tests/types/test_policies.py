@@ -66,7 +66,19 @@ def numbers(seed: int) -> list[str]:
     draw = random.Random(seed)
     words = [str((1 << bits) + more) for bits in (31, 32, 63, 64, 127, 128, 255) for more in (-1, 0, 1)]
     words += [f"{whole}.{'9' * digits}" for whole in (0, 9, 10**8 - 1, 10**16 - 1) for digits in (1, 4, 5, 20)]
-    words += ["0.00005", "0.000049999", "0.5", "1.5", "2.5", "1e-16383", "1e5000", "0", "0.000"]
+    words += [
+        "0.00005",
+        "0.000049999",
+        "0.5",
+        "1.5",
+        "2.5",
+        "1e-16383",
+        "1e5000",
+        "0",
+        "0.000",
+        "1." + "0" * 300,
+        "2.50000",
+    ]
     random_ones = [f"{draw.getrandbits(draw.randint(1, 260))}e{draw.randint(-60, 40)}" for _ in range(ROWS)]
     return [sign + number for number in words + random_ones for sign in ("", "-")]
 
