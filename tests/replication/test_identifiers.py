@@ -270,8 +270,8 @@ def test_a_column_that_comes_to_differ_by_case_takes_only_its_table_out(scenario
 def test_a_column_is_renamed_by_case_alone(scenario) -> None:
     scenario.execute("create table t (id int primary key, v text)", "insert into t values (1, 'a')")
     journal = sync(scenario)
-    _execute(
-        scenario, 'alter table t rename column v to "V"', "update t set \"V\" = 'x'", "insert into t values (2, 'y')"
+    scenario.execute(
+        'alter table t rename column v to "V"', "update t set \"V\" = 'x'", "insert into t values (2, 'y')"
     )
     sync(scenario, journal)
     scenario.assert_equal("t")
