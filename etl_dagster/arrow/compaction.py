@@ -133,7 +133,7 @@ class _Compaction:
         own, old = codes[: self.size], codes[self.size :]
         last = _last_by_code(own, count, np.arange(self.size))
         left = _last_by_code(old, count, np.arange(self.size, self.size + len(old)))
-        left_at = np.where(left >= 0, self.change_of[left], -1)
+        left_at = np.append(self.change_of, -1)[left]
         final = last[(last >= 0) & (last >= left_at)]
         deleted = self.kind[final] == ChangeKind.DELETE
         return np.sort(final[~deleted]), np.concatenate([final[deleted], left[(left >= 0) & (left_at > last)]])

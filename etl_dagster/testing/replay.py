@@ -15,12 +15,13 @@ from datetime import UTC, datetime
 import pyarrow as pa
 
 from etl_dagster.destinations.base import ChunkRows, Destination
-from etl_dagster.model import CopyTarget, EventBatch, Lsn, Route, TableEvents, TableSchema
+from etl_dagster.model import CopyTarget, EventBatch, Landing, Lsn, Route, TableEvents, TableSchema
 from etl_dagster.testing.change_script import (
     UNCHANGED,
     Delete,
     Insert,
     Op,
+    Truncate,
     Update,
     change_set,
     make_table,
@@ -57,10 +58,10 @@ class History:
     truncates: set[int] = field(default_factory=set)
 
     @classmethod
-    def random(cls, seed: int, transactions: int) -> History:
+    def random(cls, seed: int, transactions: int, landing: Landing = Landing.MIRROR) -> History:
         """A history of inserts, updates, moves, swaps, deletes and a few truncates over few keys."""
         author = _Author(random.Random(seed))
-        history = cls(make_table())
+        history = cls(make_table(landing=landing))
         history.states.append(dict(author.rows))
         for i in range(transactions):
             history._record(author, i)
@@ -98,6 +99,8 @@ class History:
         return EventBatch(iter(parts), lambda: Lsn(lsn_of(last + 1)), {self.table.id: route or Route()})
 
     def _piece(self, first: int, last: int) -> Sequence[TableEvents]:
+        if self.table.landing is Landing.CHANGELOG:
+            return [TableEvents(self.table, (change_set(self.table, self._ops(first, last)),))]
         truncates = [i for i in range(first, last + 1) if i in self.truncates]
         begin = truncates[-1] if truncates else first
         halves = [self._ops(begin, (begin + last) // 2), self._ops((begin + last) // 2 + 1, last)]
@@ -105,7 +108,11 @@ class History:
         return [TableEvents(self.table, changes, Lsn(lsn_of(begin)) if truncates else None)]
 
     def _ops(self, first: int, last: int) -> list[Op]:
-        return [op for i in range(first, last + 1) for op in self.transactions[i]]
+        return [op for i in range(first, last + 1) for op in self._ops_of(i)]
+
+    def _ops_of(self, i: int) -> list[Op]:
+        truncates = i in self.truncates and self.table.landing is Landing.CHANGELOG
+        return [Truncate(lsn_of(i)), *self.transactions[i]] if truncates else self.transactions[i]
 
     def copy_into(self, destination: Destination, seed: int, reopen: Callable[[], Destination]) -> int:
         """Copy the table while the history goes on; returns the last transaction that is in the result."""
@@ -126,10 +133,11 @@ class _CopyRun:
     def run(self) -> int:
         start = self._rng.randrange(20)
         seen = [start + self._rng.randrange(25) for _ in range(BLOCKS)]
+        if self._history.table.landing is Landing.CHANGELOG:
+            seen = seen[:1]  # it is copied as one chunk
         self._destination.truncate_table(self._target)
         done = self._log(start, start + self._rng.randrange(10))
-        for block, after in enumerate(seen):
-            self._stage(block, after)
+        self._stage(seen)
         done = self._log(done + 1, max(done + 1, *seen))
         return self._finish(done)
 
@@ -138,17 +146,22 @@ class _CopyRun:
             self._destination.write_events(self._history.batch(first, last, route=self._route, pieces=3))
         return last
 
-    def _stage(self, block: int, after: int) -> None:
-        state = self._history.states[after + 1]
-        rows = [(key, row.name, row.body) for key, row in state.items() if row.block == block]
-        self._write(f"b{block}", rows, after)
+    def _stage(self, seen: Sequence[int]) -> None:
+        if self._history.table.landing is Landing.CHANGELOG:
+            self._write("all", self._history.rows_after(seen[0]), seen[0])
+            return
+        for block, after in enumerate(seen):
+            state = self._history.states[after + 1]
+            rows = [(key, row.name, row.body) for key, row in state.items() if row.block == block]
+            self._write(f"b{block}", rows, after)
 
     def _finish(self, done: int) -> int:
         for attempt in range(20):
             self._destination = self._reopen()
             result = self._destination.finish_copy(self._target, Lsn(lsn_of(done + 1)))
             if result.undecided is None:
-                assert result.rows == len(self._history.rows_after(done))
+                if self._history.table.landing is Landing.MIRROR:
+                    assert result.rows == len(self._history.rows_after(done))
                 return done
             seen = done + self._rng.randrange(4)
             self._read_again(f"r{attempt}", result.undecided, seen)
@@ -163,7 +176,8 @@ class _CopyRun:
 
     def _write(self, chunk_id: str, rows: list[tuple[int, str, str]], after: int, *, reread: bool = False) -> None:
         batches = [rows_batch(self._history.table, rows)] if rows else []
-        chunk = ChunkRows(chunk_id, Lsn(lsn_of(after + 1)), datetime.now(UTC), batches, reread)
+        seen = lsn_of(after + 1)
+        chunk = ChunkRows(chunk_id, Lsn(seen), datetime.now(UTC), batches, reread, snapshot=f"{seen}:{seen}:")
         self._destination.write_table_rows(self._target, chunk)
 
 
