@@ -18,13 +18,13 @@ from pydantic import BaseModel, SecretStr
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from etl_dagster.arrow.types import arrow_type  # noqa: E402
+from etl_dagster.arrow.types import column_type  # noqa: E402
 from etl_dagster.config import PipelineConfig  # noqa: E402
 from etl_dagster.destinations.duckdb.config import DuckDbConfig  # noqa: E402
 from etl_dagster.destinations.duckdb.encoding import duckdb_type  # noqa: E402
 from etl_dagster.destinations.memory.config import MemoryConfig  # noqa: E402
 from etl_dagster.errors import ErrorKind  # noqa: E402
-from etl_dagster.model import PgType, TypeKind  # noqa: E402
+from etl_dagster.model import Column, PgType, TypeKind, ValuePolicy  # noqa: E402
 from etl_dagster.model.choices import NumericRule, TableDefaults  # noqa: E402
 from etl_dagster.postgres.config import SourceConfig  # noqa: E402
 from etl_dagster.replication import lifecycle  # noqa: E402
@@ -136,7 +136,9 @@ _SHOWN: tuple[tuple[str, PgType], ...] = (
     ),
     ("an enum", PgType(oid=90001, name="status", kind=TypeKind.ENUM)),
     ("citext", PgType(oid=90002, name="citext")),
+    ("geometry, geography (PostGIS)", PgType(oid=90004, name="geometry")),
     ("integer[]", PgType(oid=1007, name="integer[]", kind=TypeKind.ARRAY, element=PgType(oid=23, name="integer"))),
+    ("numeric[]", PgType(oid=1231, name="numeric[]", kind=TypeKind.ARRAY, element=PgType(oid=1700, name="numeric"))),
     ("text[]", PgType(oid=1009, name="text[]", kind=TypeKind.ARRAY, element=PgType(oid=25, name="text"))),
     ("timetz", PgType(oid=1266, name="timetz")),
     ("money", PgType(oid=790, name="money")),
@@ -152,9 +154,15 @@ _SHOWN: tuple[tuple[str, PgType], ...] = (
 
 
 def types() -> str:
-    """PostgreSQL type, Arrow type, DuckDB type."""
-    rows = [f"| {name} | `{arrow_type(type_)}` | `{duckdb_type(arrow_type(type_))}` |" for name, type_ in _SHOWN]
-    return "\n".join(["| PostgreSQL | Arrow | DuckDB |", "|---|---|---|", *rows])
+    """PostgreSQL type, Arrow type, DuckDB type, and whether the policy ``text`` makes it text."""
+    rows = [_type_row(name, Column(attnum=1, name=name, type=type_)) for name, type_ in _SHOWN]
+    return "\n".join(["| PostgreSQL | Arrow | DuckDB | under `values: text` |", "|---|---|---|---|", *rows])
+
+
+def _type_row(name: str, column: Column) -> str:
+    arrow = column_type(column)
+    as_text = column_type(column.model_copy(update={"values": ValuePolicy.TEXT}))
+    return f"| {name} | `{arrow}` | `{duckdb_type(arrow)}` | {'' if as_text == arrow else f'`{as_text}`'} |"
 
 
 def policy() -> str:
