@@ -78,8 +78,6 @@ def _resume(scenario, journal: Journal | None = None) -> Journal:
     [
         ("numeric(12, 2)", "'NaN'", None),
         ("timestamp", "'294276-12-31 23:59:58'", "23:59:58"),
-        ("timestamptz", "'infinity'", None),
-        ("date", "'-infinity'", None),
         ("int[]", "'{{424242,2},{3,4}}'", "424242"),
         ("text[]", "'[5:6]={secretly,b}'", "secretly"),
     ],
@@ -99,16 +97,10 @@ def test_one_bad_value_takes_only_its_table_out_and_the_slot_goes_on(
     )
     journal = sync(scenario)
     record = _record(scenario)
-    if value.startswith("'[5"):  # bounds are no loss that quarantines where the destination has a way to hold them
-        assert record.state in (TableState.QUARANTINED, TableState.READY)
-        if record.state is TableState.READY:
-            return
     assert record.state is TableState.QUARANTINED
     assert record.held
     assert "987654" in record.reason
-    assert (
-        "n" in record.reason.split() or '"n"' in record.reason or "column n" in record.reason or ".n" in record.reason
-    )
+    assert "'n'" in record.reason
     assert SECRET not in f"{record.reason} {record.hint} {journal.notices}"
     assert shown is None or shown not in f"{record.reason} {record.hint} {journal.notices}"
     assert "resume" in record.hint
@@ -117,6 +109,7 @@ def test_one_bad_value_takes_only_its_table_out_and_the_slot_goes_on(
         "update t set v = repeat('held', 1000)",
         "insert into other select i, repeat('x', 1000) from generate_series(100, 2000) i",
     )
+    scenario.execute("checkpoint")  # only what it writes lets the server let go of older WAL
     sync(scenario, journal)
     scenario.assert_equal("other")
     assert journal.quarantines() == 1
