@@ -6,24 +6,23 @@ worth ``10000 ** (weight - k)``. Leading and trailing zero digits are not sent.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from decimal import ROUND_HALF_UP, Context, Decimal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from etl_dagster.arrow.fixed import array_of, mask_of, primitive, refuse, validity, wrong_length
+from etl_dagster.arrow.fixed import array_of, bitmap, mask_of, primitive, refuse, validity, wrong_length
 from etl_dagster.pgwire import Fields, gather
 
 _HEADER = 8
 _NEGATIVE, _NAN, _PLUS_INFINITY, _MINUS_INFINITY = 0x4000, 0xC000, 0xD000, 0xF000
 _SPECIAL_TEXT = {_NAN: "NaN", _PLUS_INFINITY: "Infinity", _MINUS_INFINITY: "-Infinity"}
 NOT_FINITE = "NaN or infinity in a numeric"
-_EXACT = Context(prec=100)  # more digits than any decimal of Arrow has
 _WORD_DIGITS = 19  # decimal digits that always fit an unsigned 64-bit word
+_WIDEST = 8  # 32-bit limbs of the widest decimal, which hold one digit more than it has
+_LIMB = np.uint64(0xFFFFFFFF)
 _U64 = npt.NDArray[np.uint64]
 _I64 = npt.NDArray[np.int64]
 
@@ -88,24 +87,9 @@ def _parse(fields: Fields, column: str) -> _Numbers:
     return _Numbers(fields.data, fields.starts + _HEADER, count, weight, (header >> 16) & 0xFFFF, header & 0xFFFF)
 
 
-def nearest_decimals(values: Iterable[Decimal | None], type_: pa.DataType) -> list[Decimal | None]:
-    """Rounded half away from zero, as PostgreSQL rounds; the largest that there is; None for NaN."""
-    most = Decimal((0, (9,) * type_.precision, -type_.scale))
-    return [None if value is None else _nearest_decimal(value, most) for value in values]
-
-
-def _nearest_decimal(value: Decimal, most: Decimal) -> Decimal | None:
-    if value.is_nan():
-        return None
-    if value.copy_abs() <= most:  # abs() would round to the digits of the context
-        value = value.quantize(most, ROUND_HALF_UP, _EXACT)
-    return max(most.copy_negate(), min(value, most))
-
-
 def _decimals(fields: Fields, numbers: _Numbers, type_: pa.DataType) -> pa.Array:
     def nearest(rows: npt.NDArray[np.intp]) -> pa.Array:
-        values = (Decimal(_one_text(numbers, row)) for row in rows.tolist())
-        return pa.array(nearest_decimals(values, type_), type_)
+        return _nearest(numbers[rows], type_)
 
     refuse(numbers.sign >= _NAN, NOT_FINITE, nearest)
     precision, scale = type_.precision, type_.scale
@@ -123,6 +107,43 @@ def _decimals(fields: Fields, numbers: _Numbers, type_: pa.DataType) -> pa.Array
         values = np.stack(limbs, axis=1).astype(np.uint32).view(np.int64)
     refuse(~fits, outside(type_), nearest)
     return primitive(fields, type_, values)
+
+
+def _nearest(numbers: _Numbers, type_: pa.DataType) -> pa.Array:
+    """Rounded half away from zero, as PostgreSQL rounds; the largest that there is; null for NaN."""
+    # One digit more than the scale has decides how to round, whatever follows it.
+    columns, in_range, _ = _aligned_digits(numbers, type_.precision + 1, type_.scale + 1)
+    limbs = _round_off(_horner(columns, _WIDEST))
+    most = _limbs_of(10**type_.precision - 1)
+    over = ~in_range | (numbers.sign >= _NAN) | _exceeds(limbs, most)
+    limbs = [np.where(over, greatest, limb) for limb, greatest in zip(limbs, most, strict=True)]
+    _negate(limbs, (numbers.sign == _NEGATIVE) | (numbers.sign == _MINUS_INFINITY))
+    values = np.stack(limbs[: type_.bit_width // 32], axis=1).astype(np.uint32)
+    return pa.Array.from_buffers(type_, len(numbers), [bitmap(numbers.sign != _NAN), pa.py_buffer(values)])
+
+
+def _round_off(limbs: list[_U64]) -> list[_U64]:
+    """Divide by ten, rounding halves up."""
+    limbs[0] = limbs[0] + np.uint64(5)
+    for place in range(len(limbs) - 1):
+        limbs[place + 1] = limbs[place + 1] + (limbs[place] >> np.uint64(32))
+        limbs[place] = limbs[place] & _LIMB
+    rest = np.zeros_like(limbs[0])
+    for place in reversed(range(len(limbs))):
+        part = (rest << np.uint64(32)) + limbs[place]
+        limbs[place], rest = np.divmod(part, np.uint64(10))
+    return limbs
+
+
+def _limbs_of(number: int) -> list[np.uint64]:
+    return [np.uint64(number >> 32 * place & 0xFFFFFFFF) for place in range(_WIDEST)]
+
+
+def _exceeds(limbs: list[_U64], most: list[np.uint64]) -> npt.NDArray[np.bool_]:
+    above = np.zeros(len(limbs[0]), np.bool_)
+    for limb, greatest in zip(limbs, most, strict=True):  # what a greater place says counts more
+        above = (limb > greatest) | ((limb == greatest) & above)
+    return above
 
 
 def _word(numbers: _Numbers, precision: int, scale: int) -> tuple[_U64, npt.NDArray[np.bool_]]:
@@ -168,29 +189,40 @@ def _four_digits(numbers: _Numbers, first: int) -> _U64:
 
 def _limbs(numbers: _Numbers, precision: int, scale: int, width: int) -> tuple[list[_U64], npt.NDArray[np.bool_]]:
     """``|value| * 10**scale`` as ``width`` 32-bit limbs, least first, and where that is exact."""
-    columns, fits = _aligned_digits(numbers, precision, scale)
-    limbs = [np.zeros(len(numbers), np.uint64) for _ in range(width)]
+    columns, in_range, exact = _aligned_digits(numbers, precision, scale)
+    return _horner(columns, width), in_range & exact
+
+
+def _horner(columns: list[_U64], width: int) -> list[_U64]:
+    """The limbs of a number by its base-10000 digits, greatest first."""
+    limbs = [np.zeros_like(columns[0]) for _ in range(width)]
     for digits in columns:
         carry = digits
         for place in range(width):
             carry = limbs[place] * np.uint64(10_000) + carry
-            limbs[place] = carry & np.uint64(0xFFFFFFFF)
+            limbs[place] = carry & _LIMB
             carry = carry >> np.uint64(32)
-    return limbs, fits
+    return limbs
 
 
-def _aligned_digits(numbers: _Numbers, precision: int, scale: int) -> tuple[list[_U64], npt.NDArray[np.bool_]]:
-    """Base-10000 digits of ``|value| * 10**scale``, greatest first."""
+def _aligned_digits(
+    numbers: _Numbers, precision: int, scale: int
+) -> tuple[list[_U64], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Base-10000 digits of ``|value| * 10**scale``, greatest first.
+
+    Also where none is missing in front of them, and where none is missing behind them.
+    """
     whole, part = -(-(precision - scale) // 4), -(-scale // 4)
     zero = numbers.count == 0
-    fits = zero | ((numbers.weight < whole) & (numbers.weight - numbers.count + 1 >= -part))
+    in_range = zero | (numbers.weight < whole)
+    exact = zero | (numbers.weight - numbers.count + 1 >= -part)
     columns = [_digit(numbers, numbers.weight - weight) for weight in range(whole - 1, -part - 1, -1)]
     if whole and (precision - scale) % 4:
-        fits &= columns[0] < np.uint64(10 ** ((precision - scale) % 4))
+        in_range &= columns[0] < np.uint64(10 ** ((precision - scale) % 4))
     if spare := -scale % 4:
-        fits &= columns[-1] % np.uint64(10**spare) == 0
+        exact &= columns[-1] % np.uint64(10**spare) == 0
         columns = _shift_right(columns, spare)
-    return columns, fits
+    return columns, in_range, exact
 
 
 def _digit(numbers: _Numbers, index: _I64) -> _U64:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from datetime import date
-from decimal import Decimal
+from decimal import ROUND_HALF_UP, Context, Decimal
 from functools import cache
 
 import numpy as np
@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from etl_dagster.arrow.arrays import MANY_DIMENSIONS, Renumber, check_bounds
 from etl_dagster.arrow.fixed import bitmap, refuse
 from etl_dagster.arrow.moments import interval_values, refuse_far, refuse_long
-from etl_dagster.arrow.numbers import NOT_FINITE, nearest_decimals, outside
+from etl_dagster.arrow.numbers import NOT_FINITE, outside
 
 _EPOCH = date(1970, 1, 1).toordinal()
 _DAY_US = 86_400_000_000
@@ -35,6 +35,8 @@ _INFINITE = {  # as the binary form has them
     "infinity": (_INT32_MAX, _INT32_MAX, _INT64_MAX),
     "-infinity": (-_INT32_MAX - 1, -_INT32_MAX - 1, -_INT64_MAX - 1),
 }
+
+_EXACT = Context(prec=100)  # more digits than any decimal of Arrow has
 
 Parser = Callable[[pa.Array, pa.DataType], pa.Array]
 
@@ -109,7 +111,7 @@ def _uuids(texts: pa.Array, type_: pa.DataType) -> pa.Array:
 
 def _decimals(texts: pa.Array, type_: pa.DataType) -> pa.Array:
     values = [None if text is None else Decimal(text) for text in texts.to_pylist()]
-    held = nearest_decimals(values, type_)
+    held = _nearest_decimals(values, type_)
 
     def nearest(rows: npt.NDArray[np.intp]) -> pa.Array:
         return pa.array([held[row] for row in rows.tolist()], type_)
@@ -117,6 +119,20 @@ def _decimals(texts: pa.Array, type_: pa.DataType) -> pa.Array:
     refuse(_mask(value is not None and not value.is_finite() for value in values), NOT_FINITE, nearest)
     refuse(_mask(value != near for value, near in zip(values, held, strict=True)), outside(type_), nearest)
     return pa.array(held, type_)
+
+
+def _nearest_decimals(values: Iterable[Decimal | None], type_: pa.DataType) -> list[Decimal | None]:
+    """Rounded half away from zero, as PostgreSQL rounds; the largest that there is; None for NaN."""
+    most = Decimal((0, (9,) * type_.precision, -type_.scale))
+    return [None if value is None else _nearest_decimal(value, most) for value in values]
+
+
+def _nearest_decimal(value: Decimal, most: Decimal) -> Decimal | None:
+    if value.is_nan():
+        return None
+    if value.copy_abs() <= most:  # abs() would round to the digits of the context
+        value = value.quantize(most, ROUND_HALF_UP, _EXACT)
+    return max(most.copy_negate(), min(value, most))
 
 
 def _dates(texts: pa.Array, type_: pa.DataType) -> pa.Array:

@@ -115,7 +115,7 @@ def moments(name: str) -> Case:
 DECIMALS = [(1, 0), (4, 4), (12, 2), (12, 4), (18, 0), (18, 2), (18, 18), (19, 1), (38, 0), (38, 9), (38, 38), (50, 20)]
 CASES = [
     *(declared_numeric(*both) for both in [(12, 2), (18, 2), (38, 20), (50, 3)]),
-    *(unconstrained(*both) for both in [*DECIMALS, (76, 0), (76, 30)]),
+    *(unconstrained(*both) for both in [*DECIMALS, (76, 0), (76, 30), (76, 76)]),
     moments("timestamp"),
     moments("timestamptz"),
     Case(
