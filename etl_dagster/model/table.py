@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from functools import cached_property
 from typing import Any, NamedTuple, Self
@@ -133,8 +134,14 @@ class TableSchema(FrozenModel):
     landing: Landing = Landing.MIRROR
 
     def altered(self, **changes: Any) -> Self:
-        """A copy with other fields; unlike ``model_copy`` it forgets what was derived from the former ones."""
-        return type(self)(**{name: getattr(self, name) for name in type(self).model_fields} | changes)
+        """A copy with other fields."""
+        return self.model_copy(update=changes)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        copied = super().model_copy(update=update, deep=deep)
+        for derived in ("key", "key_indexes", "identity_indexes"):
+            copied.__dict__.pop(derived, None)  # pydantic copies cached properties too, which may no longer be true
+        return copied
 
     @cached_property
     def key(self) -> tuple[Column, ...]:
