@@ -174,18 +174,27 @@ class _Compaction:
         self, upserts: pa.Table, stands: _Ints, buried: _Bools, earlier: _Ints
     ) -> tuple[pa.Table, Unresolved | None]:
         missing: dict[int, _Bools] = {}
+        places: dict[int | None, tuple[pa.Array, _Bools]] = {}
         for column in self._open_columns(buried):
-            mask = self._left_out(column)
-            source = _follow(earlier, mask)[stands]
-            filled = self.rows.column(column).take(taking(self.change_of[source], ~mask[source]))
-            upserts = upserts.set_column(column, upserts.field(column), filled)
-            if mask[source].any():
-                missing[column] = mask[source]
+            # Columns that every update brings have one mask in common.
+            mask_of_column = column if column in self.unchanged else None
+            if mask_of_column not in places:
+                places[mask_of_column] = self._places(column, stands, earlier)
+            source, unknown = places[mask_of_column]
+            upserts = upserts.set_column(column, upserts.field(column), self.rows.column(column).take(source))
+            if unknown.any():
+                missing[column] = unknown
         if (stands >= self.size).any():
             for nth, column in enumerate(self.table.key_indexes):
                 own = self.keys.column(nth).take(array_of(stands))
                 upserts = upserts.set_column(column, upserts.field(column), own)
         return upserts, self._unresolved(missing, stands, buried, earlier) if missing else None
+
+    def _places(self, column: int, stands: _Ints, earlier: _Ints) -> tuple[pa.Array, _Bools]:
+        """Which changes have the values of a column, and where none has."""
+        mask = self._left_out(column)
+        source = _follow(earlier, mask)[stands]
+        return taking(self.change_of[source], ~mask[source]), mask[source]
 
     def _open_columns(self, buried: _Bools) -> list[int]:
         """The columns that have values to be taken from earlier changes."""

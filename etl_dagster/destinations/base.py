@@ -89,10 +89,10 @@ class Destination(ABC):
 
     *Landing* (`TableSchema.landing`, fixed for the life of a live table). ``mirror``: one row per key, as it is now.
     ``soft_delete``: likewise, but a deleted row stays as it was, with ``_CHANGE_TYPE`` 'delete' and place and time of
-    its deletion; so does, under its old key, a row that moved to another key; a truncate marks all rows; what
-    is not known of such a row is null. ``changelog``: every change is a row, with `UNCHANGED_COLUMN` as fourth CDC
-    column; an update of the key is a 'delete' of the old key (identity columns only) followed by an 'update', and a
-    truncate a row of its own. Tables without a key can only land as a changelog.
+    its deletion; so does, under its old key, a row that moved to another key; a truncate marks all rows, and leaves
+    their ``_TIMESTAMP``; what is not known of such a row is null. ``changelog``: every change is a row, with
+    `UNCHANGED_COLUMN` as fourth CDC column; an update of the key is a 'delete' of the old key (identity columns only)
+    followed by an 'update', and a truncate a row of its own. Tables without a key can only land as a changelog.
 
     *Columns* are told apart by attnum. The table keeps those that the source has dropped, null from then on.
 
@@ -131,9 +131,9 @@ class Destination(ABC):
         """Leave the table, or the staging area of a copy, existing and empty.
 
         For a `CopyTarget` this begins a copy: staging area and change log of this copy exist and are empty
-        afterwards, and leftovers of other copies of the same table, and its held log, are gone. When this very copy has begun before,
-        what it holds is kept (the call repeats one that a crash made uncertain). The live table is not touched. For a
-        live table, readers see either the full or the empty table; its watermark stays.
+        afterwards, and leftovers of other copies of the same table, and its held log, are gone. When this very copy has
+        begun before, what it holds is kept (the call repeats one that a crash made uncertain). The live table is not
+        touched. For a live table, readers see either the full or the empty table; its watermark stays.
         """
 
     @abstractmethod
@@ -160,7 +160,8 @@ class Destination(ABC):
         in the same transaction columns that it lacks are added (rows that exist get `Column.missing`; those of a
         changelog null), renamed ones renamed, and ones that are gone kept. If a column's new name belongs to one that
         the source has dropped before, that one gives way. An event whose changes are all covered by the watermark has
-        no effect on the columns either; one that comes without changes has.
+        no effect on the columns either; one that comes without changes has, unless the whole batch is covered or the
+        event's schema is older (`TableSchema.natts`).
         The log of a running copy never follows: changes of a schema other than the copy's are left out of it, because
         the engine begins such a copy anew.
 
@@ -178,14 +179,19 @@ class Destination(ABC):
         are returned as ``undecided``: the engine reads them again (`ChunkRows.reread`) and calls again. Called again
         for a copy that was finished, it returns the row count and changes nothing.
 
-        ``soft_delete``: rows of the former live table whose key is not in the result stay, as deleted at ``position``,
-        in the columns that both have. ``changelog``: the rows of the one chunk, then every change in the log whose
-        transaction `ChunkRows.snapshot` did not see.
+        ``soft_delete``: rows of the former live table whose key is not in the result stay, in the columns that both
+        have by the same types: those deleted before as they are, the others as deleted at ``position``. A deletion
+        that the log and the former live table both have is kept as that table has it. Nothing stays of a former
+        changelog, or when the key has changed. ``changelog``: the rows of the one chunk, then every change in the log
+        whose transaction `ChunkRows.snapshot` did not see.
         """
 
     @abstractmethod
     def hold_table(self, table: TableSchema) -> None:
-        """Begin an empty held log for a table, with watermark 0; one that exists is kept as it is."""
+        """Begin an empty held log for a table, with watermark 0; one that exists is kept as it is.
+
+        Any table can be held, also one that cannot be copied here; every owner has held logs of its own.
+        """
 
     @abstractmethod
     def holds(self) -> Mapping[TableId, Lsn]:
