@@ -103,10 +103,14 @@ def _misnamed(connection: Connection, wanted: PublicationConfig, *, found: bool)
 
 
 def check_tables(connection: Connection, config: SourceConfig) -> Iterator[CheckResult]:
-    """The published tables can be read, and their changes matched with rows."""
-    if publication.read_publication(connection, config.publication.name) is None:
+    """The published tables, or those that will be, can be read, and their changes matched with rows."""
+    wanted = config.publication
+    if publication.read_publication(connection, wanted.name) is not None:
+        tables = list(catalog.published_tables(connection, wanted.name).values())
+    elif found := publication.wanted_tables(connection, wanted):
+        tables = list(catalog.named_tables(connection, found).values())
+    else:
         return
-    tables = list(catalog.published_tables(connection, config.publication.name).values())
     yield from grants.check_tables(connection, config.publication.name, tables)
     keyless = [table for table in tables if not table.key]
     for table in keyless:
@@ -133,7 +137,8 @@ def _keyless(table: TableSchema) -> CheckResult:
 
 def _refused_writes(connection: Connection, config: SourceConfig, tables: list[TableSchema]) -> Iterator[CheckResult]:
     """Tables of which the server refuses updates and deletes, for want of a replica identity to publish them with."""
-    _, updates, deletes, *_ = fetch_one(connection, _PUBLISHED, [config.publication.name])
+    row = connection.execute(_PUBLISHED, [config.publication.name]).fetchone()
+    _, updates, deletes, *_ = row or (True, True, True)
     refused = " and ".join(verb for verb, published in (("UPDATE", updates), ("DELETE", deletes)) if published)
     named = {table.oid: table for table in tables}
     for oid, has_key, has_identity in connection.execute(_IDENTITIES, [list(named)]) if refused else ():
@@ -147,7 +152,7 @@ def _refused_writes(connection: Connection, config: SourceConfig, tables: list[T
         yield CheckResult(
             f"replica identity of {table.id}",
             False,
-            f"the server refuses {refused} of {table.id} as long as it is published so: {why}",
+            f"the server refuses {refused} of {table.id} while it is published so: {why}",
             f"Run ALTER TABLE {_name(table)} {todo}{'' if not has_identity else '; or publish those columns too'}",
         )
 

@@ -185,6 +185,15 @@ def test_tables_that_refuse_updates_while_they_are_published_are_told(connect: C
     assert failures(check(config)) == ["key of public.whole"]
 
 
+def test_tables_are_looked_at_before_their_publication_is_made(connect: Connect, database: str) -> None:
+    connect().execute("create table good(id int primary key); create table keyless(a int)")
+
+    results = check(source_config(database, tables=["*"]))
+
+    assert failures(results) == ["key of public.keyless", "replica identity of public.keyless"]
+    assert line(results, "select privilege").passed
+
+
 def test_what_can_never_be_published_is_told_as_what_it_is(connect: Connect, database: str) -> None:
     admin = connect()
     admin.execute(
