@@ -171,7 +171,10 @@ class Source(Protocol):
         ...
 
     def prepare_publication(self) -> None:
-        """Create the publication, or bring its tables up to date, where the config says so; else check it."""
+        """Create the publication, or bring its tables up to date, where the config says so; else check it.
+
+        Where standbys are to keep a copy of the slot, one that exists is switched to that too.
+        """
         ...
 
     def tables(self) -> dict[TableId, TableSchema]:
