@@ -10,7 +10,8 @@ import pytest
 
 from etl_dagster.arrow import decode_column
 from etl_dagster.errors import ValueUnrepresentable
-from etl_dagster.model import TableId
+from etl_dagster.model import TableId, ValuePolicy
+from etl_dagster.model.choices import TableDefaults
 from etl_dagster.pipeline import Pipeline
 from etl_dagster.store.base import TableState
 from tests.decoding.support import Connection, fields_of, fill
@@ -102,3 +103,25 @@ def quarantined(pipeline: Pipeline) -> dict[str, str]:
     """Tables taken out, with the reason."""
     tables = pipeline.status().tables
     return {table.table.name: table.reason for table in tables if table.state is TableState.QUARANTINED}
+
+
+@pytest.mark.parametrize("policy", ["null", "clamp", "text"])
+def test_under_another_policy_no_table_is_taken_out(database: str, tmp_path: Path, policy: str) -> None:
+    config = config_of(database, tmp_path)
+    config = config.model_copy(update={"defaults": TableDefaults(values=ValuePolicy(policy))})
+    with psycopg.connect(database, autocommit=True) as connection:
+        for number, (declared, value, _) in enumerate(ODD):
+            make_table(connection, f"unsent_{number}", declared)
+            insert(connection, f"unsent_{number}", [value])
+        with closing(Pipeline(config)) as pipeline:
+            sync(pipeline)
+            for number, (_, value, _) in enumerate(ODD):
+                insert(connection, f"unsent_{number}", [value])
+            sync(pipeline)
+
+            assert quarantined(pipeline) == {}
+            replaced = [dict(table.replaced) for table in pipeline.status().tables]
+            assert replaced == [{} if policy == "text" else {"v": 2}] * len(ODD)
+            differences = pipeline.compare().values()
+            assert [found.equal for found in differences] == [policy == "text"] * len(ODD)
+            assert [found.rows for found in differences] == [2] * len(ODD)
