@@ -160,8 +160,9 @@ class Destination(ABC):
         in the same transaction columns that it lacks are added (rows that exist get `Column.missing`; those of a
         changelog null), renamed ones renamed, and ones that are gone kept. If a column's new name belongs to one that
         the source has dropped before, that one gives way. An event whose changes are all covered by the watermark has
-        no effect on the columns either; one that comes without changes has, unless the whole batch is covered or the
-        event's schema is older (`TableSchema.natts`).
+        no effect on the columns either; one that comes without changes has, unless the whole batch is covered. A
+        schema older than the live table's (`TableSchema.natts`) is not followed; its changes are taken as if they had
+        been made under the newer one.
         The log of a running copy never follows: changes of a schema other than the copy's are left out of it, because
         the engine begins such a copy anew.
 

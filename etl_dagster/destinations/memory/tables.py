@@ -39,7 +39,7 @@ class LiveTable:
         ]
         count = sum(len(changes) for _, changes in parts)
         if count or truncates or not events.changes:
-            self._follow(events.table, at_rest=not count and not truncates)
+            self._follow(events.table)
         if truncates:
             self._truncate(events)
         for read_by, changes in parts:
@@ -47,10 +47,10 @@ class LiveTable:
                 self._apply_change(self._adapted(change, read_by))
         return count
 
-    def _follow(self, table: TableSchema, *, at_rest: bool) -> None:
+    def _follow(self, table: TableSchema) -> None:
         """Take over the columns of the source, told apart by attnum."""
-        if at_rest and table.natts < self.table.natts:
-            return
+        if table.natts < self.table.natts:
+            return  # the stream repeats what it said before
         for column in table.columns:
             if column.attnum not in self.known and self.table.landing is not Landing.CHANGELOG:
                 self._fill(column)

@@ -203,6 +203,17 @@ class ColumnContract(Suite):
         destination.write_events(make_batch(40, pieces))
         assert content(destination, last) == [(1, "a", "m"), (2, "b", "m"), (3, "c", "C"), (4, "d", "D")]
 
+    def test_an_older_schema_undoes_nothing(self, destination: Destination, table: TableSchema) -> None:
+        last = altered(table, drop=["body"], rename={"name": "title"}, add={"body": (TEXT, "m")})
+        destination.write_events(make_batch(30, [[events(last, Insert(25, (3, "c", "C")))]]))
+        pieces = [
+            [events(table)],
+            [events(table, Insert(31, (4, "d", "gone")), Update(31, (3, "cc", UNCHANGED)))],
+            [events(last, Update(32, (3, UNCHANGED, "CC")))],
+        ]
+        destination.write_events(make_batch(40, pieces))
+        assert content(destination, last) == [(1, "a", "m"), (2, "b", "m"), (3, "cc", "CC"), (4, "d", "m")]
+
     def test_other_tables_keep_their_columns(self, destination: Destination, table: TableSchema) -> None:
         other = make_table("customers")
         copied(destination, other, [(1, "o", "O")], copy_id="c1")

@@ -10,7 +10,7 @@ import pytest
 from etl_dagster.arrow.types import arrow_schema
 from etl_dagster.destinations.base import ChunkRows, Destination
 from etl_dagster.errors import TableError
-from etl_dagster.model import CopyTarget, Lsn, TableSchema
+from etl_dagster.model import CopyTarget, Landing, Lsn, TableSchema
 from etl_dagster.testing.change_script import (
     INT8,
     TEXT,
@@ -62,9 +62,13 @@ class TableContract(Suite):
         destination.startup("two")
         copied(destination, table, [(3, "c", "C")], copy_id="c7")
 
-    def test_a_table_without_key_is_refused(self, destination: Destination) -> None:
-        with pytest.raises(TableError):
-            destination.truncate_table(CopyTarget(make_table(key=()), "c1"))
+    @pytest.mark.parametrize("landing", [Landing.MIRROR, Landing.SOFT_DELETE])
+    def test_a_table_without_key_is_refused_with_what_to_do(self, destination: Destination, landing: Landing) -> None:
+        with pytest.raises(TableError) as caught:
+            destination.truncate_table(CopyTarget(make_table(key=(), landing=landing), "c1"))
+        assert "REPLICA IDENTITY USING INDEX" in caught.value.hint
+        assert "landing: changelog" in caught.value.hint
+        destination.truncate_table(CopyTarget(make_table(key=(), landing=Landing.CHANGELOG), "c1"))
 
     def test_keys_of_several_columns(self, destination: Destination) -> None:
         table = make_table(columns={"body": TEXT, "b": TEXT, "a": INT8}, key=["a", "b"])
