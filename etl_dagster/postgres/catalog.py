@@ -3,40 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 from etl_dagster.model import Column, PgType, ReplicaIdentity, TableId, TableSchema, TypeKind
+from etl_dagster.postgres.partitions import missing_in_leaves
 from etl_dagster.postgres.sessions import Connection
 
-# PostgreSQL 14 knows neither column lists nor row filters.
+# PostgreSQL 14 knows neither column lists nor row filters nor schemas as members.
 _COLUMN_LISTS_SINCE = 150000
 
 # Publishing through the root, the server lists roots; otherwise leaves. `attrs` is null where there is no column list.
 _TABLES = """
 SELECT c.oid, n.nspname AS schema, c.relname AS name, c.relreplident AS identity, c.relnatts AS natts,
-       c.relkind = 'p' AS is_partitioned, {attrs} AS attnums, {filter} AS row_filter, b.oid || ARRAY(
-           SELECT entry.oid FROM (
-               SELECT c.oid UNION SELECT relid FROM pg_partition_ancestors(c.oid) UNION
-               SELECT relid FROM pg_partition_tree(c.oid)
-           ) near(relation) JOIN pg_class r ON r.oid = near.relation CROSS JOIN LATERAL ({entries}) entry(oid)
-           ORDER BY 1
-       ) AS membership
+       c.relkind = 'p' AS is_partitioned, {attrs} AS attnums, {filter} AS row_filter, b.oid AS publication
 FROM pg_publication b CROSS JOIN LATERAL pg_get_publication_tables(b.pubname) p
 JOIN pg_class c ON c.oid = p.relid
 JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE b.pubname = %(publication)s AND (%(relation)s::oid IS NULL OR c.oid = %(relation)s)
 ORDER BY n.nspname, c.relname
 """
-_ENTRIES = "SELECT e.oid FROM pg_publication_rel e WHERE e.prpubid = b.oid AND e.prrelid = r.oid"
-_SCHEMA_ENTRIES = (
-    " UNION SELECT e.oid FROM pg_publication_namespace e WHERE e.pnpubid = b.oid AND e.pnnspid = r.relnamespace"
-)
+
+# Entries of a publication for the table itself, for what it is a partition of, for its partitions, for their schemas.
+_ENTRIES = """
+WITH RECURSIVE above(root, relation) AS (
+    SELECT oid, oid FROM unnest(%(relations)s::oid[]) AS oid
+  UNION ALL
+    SELECT above.root, i.inhparent FROM above JOIN pg_inherits i ON i.inhrelid = above.relation
+    JOIN pg_class parent ON parent.oid = i.inhparent AND parent.relkind = 'p'
+), below(root, relation) AS (
+    SELECT oid, oid FROM unnest(%(relations)s::oid[]) AS oid
+  UNION ALL
+    SELECT below.root, i.inhrelid FROM below JOIN pg_inherits i ON i.inhparent = below.relation
+    JOIN pg_class parent ON parent.oid = i.inhparent AND parent.relkind = 'p'
+), near AS (SELECT * FROM above UNION SELECT * FROM below)
+SELECT near.root AS relation, e.oid AS entry
+FROM near JOIN pg_publication_rel e ON e.prrelid = near.relation AND e.prpubid = %(publication)s
+"""
+_SCHEMA_ENTRIES = """
+UNION SELECT near.root, e.oid
+FROM near JOIN pg_class r ON r.oid = near.relation
+JOIN pg_publication_namespace e ON e.pnnspid = r.relnamespace AND e.pnpubid = %(publication)s
+"""
 
 # The same of tables that a publication still to be made will hold.
 _NAMED_TABLES = """
 SELECT c.oid, n.nspname AS schema, c.relname AS name, c.relreplident AS identity, c.relnatts AS natts,
-       c.relkind = 'p' AS is_partitioned, NULL::int2[] AS attnums, NULL::text AS row_filter, '{}'::oid[] AS membership
+       c.relkind = 'p' AS is_partitioned, NULL::int2[] AS attnums, NULL::text AS row_filter, NULL::oid AS publication
 FROM unnest(%(schemas)s::text[], %(names)s::text[]) wanted(schema, name)
 JOIN pg_namespace n ON n.nspname = wanted.schema
 JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = wanted.name
@@ -53,42 +65,6 @@ FROM pg_attribute a
 WHERE a.attrelid = ANY(%(relations)s) AND a.attnum > 0 AND NOT a.attisdropped
 ORDER BY a.attrelid, a.attnum
 """
-
-# Tables and all partitions below them. Whether a partition was created as one is nowhere said, but shows: only then are
-# its columns' rows, which say that they are inherited, older than the row that links it to its parent. ATTACH writes
-# both by one command, and what touches them later leaves another transaction's id, in xmax if it was rolled back.
-_TREE = """
-WITH RECURSIVE tree(root, relation, born) AS (
-    SELECT oid, oid, true FROM pg_class WHERE oid = ANY(%(relations)s)
-  UNION ALL
-    SELECT tree.root, i.inhrelid, tree.born AND i.xmax = 0 AND EXISTS (
-        SELECT FROM pg_attribute a
-        WHERE a.attrelid = i.inhrelid AND a.attnum > 0 AND a.attinhcount = 1 AND NOT a.attislocal
-          AND a.xmax = 0 AND a.xmin = i.xmin AND a.cmin::text::bigint < i.cmin::text::bigint
-    )
-    FROM tree JOIN pg_class parent ON parent.oid = tree.relation AND parent.relkind = 'p'
-    JOIN pg_inherits i ON i.inhparent = tree.relation AND NOT i.inhdetachpending
-)
-"""
-_FILES = (
-    _TREE
-    + """
-SELECT tree.root, c.oid AS relation, c.relfilenode AS filenode, tree.born AND tree.root <> c.oid, c.relkind = 'r'
-FROM tree JOIN pg_class c ON c.oid = tree.relation ORDER BY tree.root, c.oid
-"""
-)
-
-# The columns of a partitioned table never have a missing value of their own.
-_LEAVES_MISSING = (
-    _TREE
-    + """
-SELECT tree.root AS relation, a.attname AS name, min(array_to_string(a.attmissingval, '') COLLATE "C") AS missing
-FROM tree JOIN pg_class c ON c.oid = tree.relation AND c.relkind = 'r'
-JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-GROUP BY tree.root, a.attname
-HAVING bool_and(a.atthasmissing) AND count(DISTINCT array_to_string(a.attmissingval, '') COLLATE "C") = 1
-"""
-)
 
 # Columns that a rewrite of the table may have given a value in rows that are older than they are: a default of the
 # column or of its domain, perhaps volatile, a sequence, an expression; or one that was needed and is gone by now.
@@ -150,7 +126,7 @@ class _Table(NamedTuple):
     is_partitioned: bool
     attnums: Sequence[int] | None
     row_filter: str | None
-    membership: Sequence[int]
+    publication: int | None
 
 
 class _Attribute(NamedTuple):
@@ -165,18 +141,9 @@ class _Attribute(NamedTuple):
     missing: str | None
 
 
-class _Missing(NamedTuple):
+class _Entry(NamedTuple):
     relation: int
-    name: str
-    missing: str
-
-
-class _File(NamedTuple):
-    root: int
-    relation: int
-    filenode: int
-    born_partition: bool
-    is_heap: bool
+    entry: int
 
 
 class _Index(NamedTuple):
@@ -195,22 +162,8 @@ class _Type(NamedTuple):
     element: int
 
 
-@dataclass(frozen=True, slots=True)
-class RelationFile:
-    """One heap of a table.
-
-    Attributes:
-        born_partition: It was created as a partition, as was every level up to the table, and was never detached. False
-            also where that cannot be told any more.
-    """
-
-    relation: int
-    filenode: int
-    born_partition: bool
-
-
 _Row = TypeVar("_Row")
-_Owned = TypeVar("_Owned", _Attribute, _Index)
+_Owned = TypeVar("_Owned", _Attribute, _Index, _Entry)
 
 
 def published_tables(connection: Connection, publication: str) -> dict[TableId, TableSchema]:
@@ -239,17 +192,6 @@ def current_table(connection: Connection, publication: str, known: TableSchema) 
     return None
 
 
-def heap_files(connection: Connection, tables: Sequence[TableSchema]) -> dict[TableId, list[RelationFile]]:
-    """The heaps of each table, its own or those of its leaf partitions; tables that are gone are left out."""
-    names = {table.oid: table.id for table in tables}
-    files: dict[TableId, list[RelationFile]] = {}
-    for file in _rows(connection, _FILES, {"relations": list(names)}, _File):
-        heaps = files.setdefault(names[file.root], [])
-        if file.is_heap:
-            heaps.append(RelationFile(file.relation, file.filenode, file.born_partition))
-    return files
-
-
 def named_tables(connection: Connection, tables: Sequence[TableId]) -> dict[TableId, TableSchema]:
     """Those of the tables that exist, as a plain publication of them would hold them."""
     names = {"schemas": [table.schema for table in tables], "names": [table.name for table in tables]}
@@ -259,29 +201,38 @@ def named_tables(connection: Connection, tables: Sequence[TableId]) -> dict[Tabl
 def _describe(connection: Connection, tables: Sequence[_Table]) -> list[TableSchema]:
     relations = {"relations": [table.oid for table in tables]}
     attributes = _by_relation(_rows(connection, _COLUMNS, relations, _Attribute))
-    _add_missing_of_leaves(connection, attributes, [table.oid for table in tables if table.is_partitioned])
+    missing = missing_in_leaves(connection, [table.oid for table in tables if table.is_partitioned])
+    for root, values in missing.items():
+        attributes[root] = [a._replace(missing=values.get(a.name)) for a in attributes.get(root, [])]
     indexes = _by_relation(_rows(connection, _KEYS, relations, _Index))
     types = _Types.read(connection, {a.type for found in attributes.values() for a in found})
-    return [_schema(t, attributes.get(t.oid, []), indexes.get(t.oid, []), types) for t in tables]
+    members = _memberships(connection, tables)
+    return [
+        _schema(t, attributes.get(t.oid, []), indexes.get(t.oid, []), types, members.get(t.oid, ())) for t in tables
+    ]
 
 
-def _add_missing_of_leaves(connection: Connection, attributes: dict[int, list[_Attribute]], roots: list[int]) -> None:
-    if not roots:
-        return
-    found = _rows(connection, _LEAVES_MISSING, {"relations": roots}, _Missing)
-    missing = {(row.relation, row.name): row.missing for row in found}
-    for root in roots:
-        own = attributes.get(root, [])
-        attributes[root] = [a._replace(missing=missing.get((root, a.name))) for a in own]
+def _memberships(connection: Connection, tables: Sequence[_Table]) -> dict[int, tuple[int, ...]]:
+    """By OID of the table, the OIDs of the publication and of its entries that make the table a member."""
+    publication = next((table.publication for table in tables), None)
+    if publication is None:
+        return {}
+    query = _ENTRIES + _SCHEMA_ENTRIES if _is_recent(connection) else _ENTRIES
+    parameters = {"publication": publication, "relations": [table.oid for table in tables]}
+    entries = _by_relation(_rows(connection, query, parameters, _Entry))
+    return {t.oid: (publication, *sorted({e.entry for e in entries.get(t.oid, ())})) for t in tables}
+
+
+def _is_recent(connection: Connection) -> bool:
+    return connection.info.server_version >= _COLUMN_LISTS_SINCE
 
 
 def _query_tables(connection: Connection, publication: str, relation: int | None = None) -> list[_Table]:
     """The tables of the publication, or the one of this OID."""
-    recent = connection.info.server_version >= _COLUMN_LISTS_SINCE
+    recent = _is_recent(connection)
     query = _TABLES.format(
         attrs="p.attrs::int2[]" if recent else "NULL::int2[]",
         filter="pg_get_expr(p.qual, p.relid)" if recent else "NULL::text",
-        entries=_ENTRIES + _SCHEMA_ENTRIES if recent else _ENTRIES,
     )
     found = _rows(connection, query, {"publication": publication, "relation": relation}, _Table)
     if not found:  # or is there no such publication? Then this is refused
@@ -301,7 +252,9 @@ def _by_relation(rows: Iterable[_Owned]) -> dict[int, list[_Owned]]:
     return grouped
 
 
-def _schema(table: _Table, attributes: list[_Attribute], indexes: list[_Index], types: _Types) -> TableSchema:
+def _schema(
+    table: _Table, attributes: list[_Attribute], indexes: list[_Index], types: _Types, membership: tuple[int, ...]
+) -> TableSchema:
     published = [a for a in attributes if _is_published(a, table.attnums)]
     key = _key(ReplicaIdentity(table.identity), indexes, {a.attnum for a in published})
     return TableSchema(
@@ -310,7 +263,7 @@ def _schema(table: _Table, attributes: list[_Attribute], indexes: list[_Index], 
         columns=tuple(_column(a, key, types) for a in published),
         replica_identity=ReplicaIdentity(table.identity),
         row_filter=table.row_filter,
-        membership=tuple(table.membership),
+        membership=membership,
         natts=table.natts,
     )
 

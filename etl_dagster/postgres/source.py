@@ -12,7 +12,7 @@ from psycopg import sql
 
 from etl_dagster.errors import ErrorKind, PublicationError, SlotError
 from etl_dagster.model import ChunkPlan, Lsn, TableId, TableSchema
-from etl_dagster.postgres import catalog, chunks, locks, publication, slots, windows
+from etl_dagster.postgres import catalog, chunks, locks, partitions, publication, slots, windows
 from etl_dagster.postgres.config import SourceConfig
 from etl_dagster.postgres.copy_out import CopyOut
 from etl_dagster.postgres.sessions import Connection, Purpose, Sessions, abandon, fetch_one, is_cut_off
@@ -123,9 +123,9 @@ class PostgresSource:
         with self._sessions.ordinary(f"cannot read table {table.id} in the catalogue") as connection:
             return catalog.current_table(connection, self._publication, table)
 
-    def files(self, tables: Sequence[TableSchema]) -> dict[TableId, list[catalog.RelationFile]]:
+    def files(self, tables: Sequence[TableSchema]) -> dict[TableId, list[partitions.RelationFile]]:
         with self._sessions.ordinary("cannot read the files of the source's tables") as connection:
-            return catalog.heap_files(connection, tables)
+            return partitions.heap_files(connection, tables)
 
     def foreseen_tables(self) -> dict[TableId, TableSchema]:
         """The published tables; before the publication is made, those that it is going to hold. Writes nothing."""
