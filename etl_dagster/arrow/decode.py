@@ -23,7 +23,7 @@ from etl_dagster.arrow.fixed import Misfits, array_of, bitmap, mask_of, validity
 from etl_dagster.arrow.parsing import parse, split_array_texts
 from etl_dagster.arrow.text import utf8_array
 from etl_dagster.arrow.types import column_type, element_type, read_type, reads_text, type_facts
-from etl_dagster.errors import InternalError, ValueUnrepresentable
+from etl_dagster.errors import InternalError, ProtocolError, ValueUnrepresentable
 from etl_dagster.model import Column, PgType, ValuePolicy
 from etl_dagster.pgwire import Fields
 
@@ -143,7 +143,12 @@ def _read_list(element: PgType, target: pa.DataType, fields: Fields, rule: _Rule
 
 def _read_text(type_: PgType, target: pa.DataType, fields: Fields, rule: _Rule) -> pa.Array:
     facts = type_facts(type_)
-    return _parse(type_, target, rule.settle(fields, utf8_array if facts is None else facts.texts), rule)
+    texts = rule.settle(fields, utf8_array if facts is None else facts.texts)
+    try:
+        return _parse(type_, target, texts, rule)
+    except (ValueError, ArithmeticError, LookupError):  # whose messages would show the value
+        at, have = (int(values[0]) for values in (fields.starts, fields.lengths))
+        raise ProtocolError(f"Text of column {rule.column!r}, no {type_.name},", offset=at, need=1, have=have) from None
 
 
 def _parse(type_: PgType, target: pa.DataType, texts: pa.Array, rule: _Rule) -> pa.Array:

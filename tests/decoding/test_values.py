@@ -365,6 +365,17 @@ def test_values_cut_off_anywhere_are_protocol_errors(connection: Connection) -> 
                 decode_column(PgType(oid=oid, name=facts.name), odd)
 
 
+def test_text_that_is_no_value_is_a_protocol_error_and_not_shown() -> None:
+    fields = Fields(padded(b"hush!"), np.array([0], np.int64), np.array([5], np.int32))
+    arrays = [_array_of(PgType(oid=23, name="int4")), _array_of(PgType(oid=1700, name="numeric", typmod=(5 << 16) + 4))]
+    strict = [20, 21, 23, 26, 700, 701, 17, 1082, 1083, 1114, 1184, 2950]
+    for kind in [*(PgType(oid=oid, name=TYPES[oid].name) for oid in strict), *arrays]:
+        with pytest.raises(ProtocolError, match=r"Text of column 'secret'") as caught:
+            decode_column(kind, fields, text=True, column="secret")
+        assert "hush" not in str(caught.value)
+        assert caught.value.__suppress_context__
+
+
 def test_no_rows_and_only_nulls_decode_for_every_type() -> None:
     for oid, facts in TYPES.items():
         for kind in (PgType(oid=oid, name=facts.name), _array_of(PgType(oid=oid, name=facts.name))):
