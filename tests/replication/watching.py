@@ -55,6 +55,7 @@ class Journal:
         self.notices: list[str] = []
         self.progress: list[CopyProgress] = []
         self.batches: list[BatchReport] = []
+        self.waiting: list[str] = []
         self._on_progress = on_progress
         self._on_change = on_change
 
@@ -96,8 +97,12 @@ class Journal:
         self.notices.append(message)
 
 
-def after_chunks(scenario, *statements: str, journal: Journal | None = None) -> Journal:
-    """A journal that runs the next statement at the source after each finished chunk of a copy."""
+def after_chunks(scenario, *statements: str, to_the_end: bool = True) -> Journal:
+    """A journal that runs the next statement at the source after each finished chunk of a copy.
+
+    Args:
+        to_the_end: The copy has to have as many chunks as there are statements.
+    """
     waiting = list(statements)
 
     def act(progress: CopyProgress) -> None:
@@ -105,7 +110,7 @@ def after_chunks(scenario, *statements: str, journal: Journal | None = None) -> 
             scenario.execute(waiting.pop(0))
 
     made = Journal(on_progress=act)
-    made.waiting = waiting  # type: ignore[attr-defined]
+    made.waiting = waiting if to_the_end else []
     return made
 
 
@@ -129,7 +134,7 @@ def sync(scenario, journal: Journal | None = None) -> Journal:
     with running(scenario, journal) as replicator:
         catch_up(replicator)
         catch_up(replicator)
-    assert not getattr(journal, "waiting", None), "the copy had fewer steps than the test needs"
+    assert not journal.waiting, "the copy had fewer steps than the test needs"
     return journal
 
 
