@@ -42,6 +42,15 @@ def test_without_choices_a_schema_stays_as_the_catalogue_has_it() -> None:
     assert TableChoices().apply(ORDERS) == ORDERS
 
 
+def test_what_is_derived_of_the_columns_is_of_the_chosen_ones() -> None:
+    first, *others = ORDERS.columns
+    known = ORDERS.model_copy(update={"columns": (first.model_copy(update={"key_ordinal": 0}), *others)})
+    assert known.key_indexes == (0,)
+    chosen = choices(defaults={"values": "clamp"}).apply(known)
+    assert chosen.key == (chosen.columns[0],)
+    assert chosen.key_indexes == (0,)
+
+
 def test_the_column_wins_over_its_table_and_the_table_over_the_defaults() -> None:
     schema = choices(
         defaults={"values": "clamp", "landing": "changelog"},
