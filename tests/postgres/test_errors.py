@@ -25,6 +25,11 @@ def test_every_state_of_the_table_exists_and_has_a_hint(sqlstate: str) -> None:
         ("42704", 'type "x" does not exist', ErrorKind.SOURCE_REFUSED),
         ("55000", 'can no longer access replication slot "s"', ErrorKind.SLOT_LOST),
         ("55000", "logical decoding requires wal_level >= logical", ErrorKind.SOURCE_SETTINGS),
+        (
+            "55000",
+            "logical decoding on standby requires wal_level >= logical on the primary",
+            ErrorKind.SOURCE_SETTINGS,
+        ),
         ("58P01", "requested WAL segment 0001 has already been removed", ErrorKind.SLOT_LOST),
         ("55000", 'cannot use replication slot "s" for logical decoding', ErrorKind.SOURCE_UNAVAILABLE),
         ("40001", "canceling statement due to conflict with recovery", ErrorKind.SOURCE_UNAVAILABLE),

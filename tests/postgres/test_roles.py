@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +101,11 @@ def test_a_role_that_may_only_read_runs_a_whole_pipeline(admin: Admin, dsn_of: D
         admin.execute("reset role; alter publication p add table sales.later")
         reader.sync()
         assert reader.equal_rows()["later"] == 1
-        with PostgresSource(reader.pipeline.config.source).fence():
+        with closing(PostgresSource(reader.pipeline.config.source)) as source, source.fence():
             assert reader.pipeline.is_held()
+            before = source.current_position()
+            source.heartbeat()
+            assert source.current_position() > before
         assert {table.state for table in reader.pipeline.status().tables} == {TableState.READY}
     written = admin.execute(
         "select count(*) from pg_class where relowner = 'etl'::regrole and relpersistence <> 't' "
