@@ -10,11 +10,11 @@ import pyarrow as pa
 from etl_dagster.arrow.changes import same_columns, to_record_batch
 from etl_dagster.destinations.duckdb.client import Client, Session, translated
 from etl_dagster.destinations.duckdb.encoding import encode
-from etl_dagster.destinations.duckdb.held import HeldLog, HeldLogs
+from etl_dagster.destinations.duckdb.held import HeldLog, HeldLogs, HeldWriter
 from etl_dagster.destinations.duckdb.ledger import CopyState, Ledger, log_name, require_copy
 from etl_dagster.destinations.duckdb.live import LiveTable, beyond
 from etl_dagster.errors import DestinationError
-from etl_dagster.model import CopyTarget, EventBatch, Lsn, RawChanges, Route, TableEvents, TableId
+from etl_dagster.model import CopyTarget, EventBatch, Lsn, Route, TableEvents, TableId
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class _Places:
 
     live: LiveTable | None
     log: _Log | None
-    held: HeldLog | None
+    held: HeldWriter | None
 
 
 class BatchWriter:
@@ -43,7 +43,6 @@ class BatchWriter:
         self._ledger = Ledger(session)
         self._held = HeldLogs(session, owner)
         self._places = self._find_places(routes)
-        self._messages = 0
         self.changes = dict.fromkeys(routes, 0)
 
     def run(self, batch: EventBatch) -> None:
@@ -58,19 +57,19 @@ class BatchWriter:
         self._raise_watermarks(batch.position)
 
     def _find_places(self, routes: Mapping[TableId, Route]) -> dict[TableId, _Places]:
-        watermarks, schemas, copies = self._ledger.watermarks(), self._ledger.schemas(), self._ledger.copies()
+        watermarks, copies = self._ledger.watermarks(), self._ledger.copies()
         held = self._held.all() if any(route.held for route in routes.values()) else {}
         found = {}
         for number, (table, route) in enumerate(routes.items()):
             if route.held:
-                found[table] = _Places(None, None, _held_log(held, table))
+                found[table] = _Places(None, None, HeldWriter(self._session, _held_log(held, table)))
                 continue
             log = None if route.log is None else _Log(route.log, require_copy(copies, route.log))
             # Changes for the log of a copy that is finished go to the live table, which the copy has become.
             finished = log is not None and log.state.finished_rows is not None
             live = None
             if (route.live or finished) and table in watermarks:
-                live = LiveTable(self._session, self._ledger, watermarks[table], schemas.get(table), number)
+                live = LiveTable(self._session, self._ledger, watermarks[table], number)
             found[table] = _Places(live, None if finished else log, None)
         return found
 
@@ -82,7 +81,7 @@ class BatchWriter:
             counts = [
                 0 if places.live is None else places.live.apply(events),
                 0 if places.log is None else self._append_log(events, places.log),
-                0 if places.held is None or events.held is None else self._hold(places.held, events.held),
+                0 if places.held is None or events.held is None else places.held.append(events.held),
             ]
         self.changes[table] += max(counts)
 
@@ -95,10 +94,6 @@ class BatchWriter:
             with self._session.bound(etl_rows=encode(flat, flat.column_names)):
                 self._session.run(f"INSERT INTO {log_name(log.target.copy_id)} BY NAME SELECT * FROM etl_rows")
         return sum(map(len, changes))
-
-    def _hold(self, log: HeldLog, raw: RawChanges) -> int:
-        self._messages += len(raw)
-        return self._held.append(log, raw, self._messages - len(raw))
 
     def _raise_watermarks(self, position: Lsn) -> None:
         live = [table for table, places in self._places.items() if places.live is not None]

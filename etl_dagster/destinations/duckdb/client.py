@@ -56,9 +56,9 @@ class Session:
         etl_tables = self._bound.get("etl_tables")  # noqa: F841
         return self._cursor.execute(sql, parameters).fetchall()
 
-    def reader(self, sql: str, rows: int = _BATCH_ROWS) -> pa.RecordBatchReader:
-        """Stream the result, so many rows at once; the session can do nothing else until the reader is exhausted."""
-        return self._cursor.execute(sql).to_arrow_reader(rows)
+    def reader(self, sql: str) -> pa.RecordBatchReader:
+        """Stream the result; the session can do nothing else until the reader is exhausted."""
+        return self._cursor.execute(sql).to_arrow_reader(_BATCH_ROWS)
 
     @contextmanager
     def bound(self, **sources: pa.Table | pa.RecordBatchReader) -> Iterator[None]:

@@ -12,16 +12,16 @@ from itertools import count
 import pyarrow as pa
 
 from etl_dagster.arrow.changes import missing_value
+from etl_dagster.arrow.landing import landed_schema
 from etl_dagster.arrow.types import column_type
 from etl_dagster.destinations.admission import fold_ascii, require_column_names
 from etl_dagster.destinations.duckdb.client import Session
 from etl_dagster.destinations.duckdb.encoding import duckdb_type, encode, quoted
 from etl_dagster.destinations.duckdb.ledger import live_name
 from etl_dagster.errors import TableError
-from etl_dagster.model import CDC_COLUMNS, UNCHANGED_COLUMN, Column, Landing, TableSchema
+from etl_dagster.model import Column, Landing, TableSchema
 
 _COPY_AGAIN = "Copy the table again"
-_CDC = frozenset(map(fold_ascii, (*CDC_COLUMNS, UNCHANGED_COLUMN)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +46,8 @@ def alteration(known: TableSchema, table: TableSchema, existing: Sequence[str]) 
     kept = [(before[column.attnum], column.name) for column in table.columns if column.attnum in before]
     renames = [(old, new) for old, new in kept if old != new]
     added = [column for column in table.columns if column.attnum not in before]
-    own = {old for old, _ in kept}
-    foreign = [name for name in existing if name not in own and fold_ascii(name) not in _CDC]
+    ours = {*(old for old, _ in kept), *landed_schema(known).names[len(known.columns) :]}
+    foreign = [name for name in existing if name not in ours]
     return Alteration([*renames, *_giving_way(foreign, existing, table)], added)
 
 

@@ -16,7 +16,6 @@ from etl_dagster.destinations.duckdb.ledger import (
     Ledger,
     live_name,
     log_name,
-    read_schema,
     reread_name,
     staging_name,
 )
@@ -86,10 +85,9 @@ class Finish:
 
     def _former_names(self) -> dict[str, str]:
         """Where deleted rows are kept: what the columns are called in the former live table, if it has the key too."""
-        definition = self._ledger.schemas().get(self._table.id)
-        if self._table.landing is not Landing.SOFT_DELETE or definition is None:
+        former = self._ledger.schema(self._table.id)
+        if self._table.landing is not Landing.SOFT_DELETE or former is None:
             return {}
-        former = read_schema(definition)
         if former.landing is Landing.CHANGELOG or self._table.id not in self._ledger.watermarks():
             return {}
         names = _common_names(former, self._table)

@@ -14,8 +14,8 @@ from etl_dagster.destinations.duckdb.client import Session
 from etl_dagster.destinations.duckdb.encoding import quoted
 from etl_dagster.model import Lsn, RawChanges, TableId
 
-# Messages may be large: what is read at once is bounded by few rows, then gathered up to a size.
-_READ_ROWS = 2048
+# A log may be larger than DuckDB can sort, so it is read part by part: runs of as many messages as fit into a piece.
+_RUN = 128
 _PIECE_BYTES = 16 * 1024 * 1024
 _COLUMNS = "lsn, ordinal, timestamp, xid, message, text"
 _WHERE = "WHERE pipeline = ? AND schema_name = ? AND table_name = ?"
@@ -67,33 +67,55 @@ class HeldLogs:
             self._session.run(f"DROP TABLE IF EXISTS {found.name}")
             self._session.run(f"DELETE FROM _etl.held {_WHERE}", [self._owner, table.schema, table.name])
 
-    def append(self, log: HeldLog, raw: RawChanges, place: int) -> int:
-        """Add the messages that its watermark does not cover; returns how many.
-
-        Args:
-            place: How many messages of the same batch came before, since those of one change may have one ordinal.
-        """
-        rows = _table(select_raw(raw, raw.lsn >= int(log.lsn)), place)
-        with self._session.bound(etl_rows=rows):
-            return self._session.run(f"INSERT INTO {log.name} SELECT * FROM etl_rows")
-
     def raise_watermarks(self, tables: list[TableId], lsn: Lsn) -> None:
         for table in tables:
             values = [int(lsn), self._owner, table.schema, table.name, int(lsn)]
             self._session.run(f"UPDATE _etl.held SET lsn = ? {_WHERE} AND lsn < ?", values)
 
 
+class HeldWriter:
+    """Appends the messages of one batch to a held log."""
+
+    def __init__(self, session: Session, log: HeldLog) -> None:
+        self._session = session
+        self._log = log
+        self._next: int | None = None
+
+    def append(self, raw: RawChanges) -> int:
+        """Add the messages that the watermark does not cover; returns how many."""
+        new = select_raw(raw, raw.lsn >= int(self._log.lsn))
+        if self._next is None:
+            self._next = self._size()
+        with self._session.bound(etl_rows=_table(new, self._next)):
+            self._session.run(f"INSERT INTO {self._log.name} SELECT * FROM etl_rows")
+        self._next += len(new)
+        return len(new)
+
+    def _size(self) -> int:
+        return int(self._session.rows(f"SELECT coalesce(max(place) + 1, 0) FROM {self._log.name}")[0][0])
+
+
 def read(session: Session, log: HeldLog) -> Iterator[RawChanges]:
-    """What a held log has, in the order of the stream."""
-    found = session.reader(f"SELECT {_COLUMNS} FROM {log.name} ORDER BY lsn, ordinal, place", rows=_READ_ROWS)
-    piece: list[pa.RecordBatch] = []
-    for batch in found:
-        piece.append(batch)
-        if sum(part.nbytes for part in piece) >= _PIECE_BYTES:
-            yield _raw(piece)
-            piece = []
-    if piece:
-        yield _raw(piece)
+    """What a held log has, in the order in which it came."""
+    for first, end in _parts(session, log):
+        where = f"WHERE place >= {first} AND place < {end} ORDER BY place"
+        yield _raw(session.reader(f"SELECT {_COLUMNS} FROM {log.name} {where}"))
+
+
+def _parts(session: Session, log: HeldLog) -> list[tuple[int, int]]:
+    """First and end of the places to read at once."""
+    size = "sum(octet_length(message) + coalesce(octet_length(text), 0))"
+    sql = f"SELECT place // {_RUN} AS run, {size} FROM {log.name} GROUP BY run ORDER BY run"
+    parts: list[tuple[int, int]] = []
+    room = 0
+    for run, size_of_run in session.rows(sql):
+        if room >= size_of_run:
+            parts[-1] = (parts[-1][0], (run + 1) * _RUN)
+        else:
+            parts.append((run * _RUN, (run + 1) * _RUN))
+            room = _PIECE_BYTES
+        room -= size_of_run
+    return parts
 
 
 def _table(raw: RawChanges, place: int) -> pa.Table:
@@ -102,7 +124,7 @@ def _table(raw: RawChanges, place: int) -> pa.Table:
     return pa.table([*numbers, raw.message, raw.text, places], names=[*_COLUMNS.split(", "), "place"])
 
 
-def _raw(piece: list[pa.RecordBatch]) -> RawChanges:
-    batch = pa.Table.from_batches(piece).combine_chunks().to_batches()[0]
+def _raw(found: pa.RecordBatchReader) -> RawChanges:
+    batch = found.read_all().combine_chunks().to_batches()[0]
     lsn, ordinal, timestamp, xid = (batch.column(i).to_numpy() for i in range(4))
     return RawChanges(lsn, ordinal, timestamp, xid, batch.column(4), batch.column(5))

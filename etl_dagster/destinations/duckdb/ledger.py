@@ -5,7 +5,7 @@ Living beside the data, it changes in the same transaction as the data.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -128,10 +128,11 @@ class Ledger:
             sql = "UPDATE _etl.copies SET lsn = ? WHERE copy_id = ? AND lsn < ?"
             self._session.run(sql, [int(lsn), copy_id, int(lsn)])
 
-    def schemas(self) -> Mapping[TableId, str]:
-        """The schemas that live tables have, for `read_schema`; tables that older versions made are absent."""
-        found = self._session.rows("SELECT schema_name, table_name, definition FROM _etl.schemas")
-        return {TableId(schema, name): definition for schema, name, definition in found}
+    def schema(self, table: TableId) -> TableSchema | None:
+        """The schema that a live table has; None when an older version made it."""
+        sql = f"SELECT definition FROM _etl.schemas {_OF_TABLE}"
+        found = self._session.rows(sql, [table.schema, table.name])
+        return _read_schema(found[0][0]) if found else None
 
     def set_schema(self, table: TableSchema) -> None:
         self.forget_schema(table.id)
@@ -262,8 +263,7 @@ def require_copy(copies: dict[str, CopyState], target: CopyTarget) -> CopyState:
 
 
 @lru_cache(maxsize=1024)
-def read_schema(definition: str) -> TableSchema:
-    """A schema that `Ledger.set_schema` wrote."""
+def _read_schema(definition: str) -> TableSchema:
     return TableSchema.model_validate_json(definition)
 
 

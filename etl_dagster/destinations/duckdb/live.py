@@ -12,7 +12,7 @@ from etl_dagster.arrow.compaction import compact
 from etl_dagster.destinations.duckdb.client import Session
 from etl_dagster.destinations.duckdb.columns import alter, alteration, by_names
 from etl_dagster.destinations.duckdb.encoding import encode, quoted
-from etl_dagster.destinations.duckdb.ledger import Ledger, live_name, read_schema
+from etl_dagster.destinations.duckdb.ledger import Ledger, live_name
 from etl_dagster.destinations.duckdb.merge import Merge
 from etl_dagster.errors import TableError
 from etl_dagster.model import ZERO_LSN, ChangeSet, Landing, Lsn, TableEvents, TableSchema
@@ -22,16 +22,15 @@ class LiveTable:
     """Applies the pieces of one batch to one live table, within the caller's transaction.
 
     Args:
-        definition: What the ledger has as its schema; None when an older version made the table.
         number: Tells the live tables of one transaction apart.
     """
 
-    def __init__(self, session: Session, ledger: Ledger, watermark: Lsn, definition: str | None, number: int) -> None:
+    def __init__(self, session: Session, ledger: Ledger, watermark: Lsn, number: int) -> None:
         self._session = session
         self._ledger = ledger
         self._watermark = watermark
         self._number = number
-        self._known = None if definition is None else read_schema(definition)
+        self._known: TableSchema | None = None
         self._announced: TableSchema | None = None
         self._merge: Merge | None = None
 
@@ -61,10 +60,14 @@ class LiveTable:
 
     def _follow(self, table: TableSchema) -> TableSchema:
         """Give the live table the columns of a later schema; returns the schema that it has then."""
-        if self._known is table or self._known == table:
-            return self._known
+        if self._known is table:
+            return table
+        known = self._known or self._ledger.schema(table.id)
+        if known == table:
+            self._known = table
+            return table
         existing = self._ledger.columns(*table.id)
-        known = by_names(table, existing) if self._known is None else self._known
+        known = known or by_names(table, existing)
         if table.natts < known.natts:
             return known  # the stream repeats what it said before the columns were changed
         if table.landing is not known.landing:
