@@ -55,7 +55,8 @@ class LiveTable:
             if column.attnum not in self.known and self.table.landing is not Landing.CHANGELOG:
                 self._fill(column)
         self.known |= {column.attnum for column in table.columns}
-        self.table = table
+        # How changes land was settled when the table was copied.
+        self.table = table.altered(landing=self.table.landing)
 
     def _fill(self, column: Column) -> None:
         for key, row in self.rows.items():
