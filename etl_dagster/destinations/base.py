@@ -89,8 +89,8 @@ class Destination(ABC):
 
     *Landing* (`TableSchema.landing`, fixed for the life of a live table). ``mirror``: one row per key, as it is now.
     ``soft_delete``: likewise, but a deleted row stays as it was, with ``_CHANGE_TYPE`` 'delete' and place and time of
-    its deletion; so does, under its old key, a row that moved to another key; a truncate marks all rows, and leaves
-    their ``_TIMESTAMP``; what is not known of such a row is null. ``changelog``: every change is a row, with
+    its deletion; so does, under its old key, a row that moved to another key; a truncate marks all rows; what is not
+    known of such a row is null. ``changelog``: every change is a row, with
     `UNCHANGED_COLUMN` as fourth CDC column; an update of the key is a 'delete' of the old key (identity columns only)
     followed by an 'update', and a truncate a row of its own. Tables without a key can only land as a changelog.
 

@@ -126,9 +126,10 @@ class CopyTarget:
 class TableEvents:
     """What happened to one table within one piece of a batch.
 
-    ``truncated_at`` is the commit LSN of the last truncate; the changes are those after it, since what came before
-    is gone. Without a truncate, ``changes`` are all of the piece, in order. A table that lands as a changelog has its
-    truncates among its changes instead (`ChangeKind.TRUNCATE`).
+    ``truncated_at`` is the commit LSN of the last truncate, ``truncated_time`` its commit time in microseconds since
+    1970; the changes are those after it, since what came before is gone. Without a truncate, ``changes`` are all of the
+    piece, in order. Where deleted rows are kept, what came before a truncate is told in an event of its own, before
+    it. A table that lands as a changelog has its truncates among its changes instead (`ChangeKind.TRUNCATE`).
 
     ``table`` is the schema at the end of the piece, which may be newer than that of some of the changes, and may have
     changed without any. ``held`` are the messages of a table that is quarantined; then there is nothing else.
@@ -137,6 +138,7 @@ class TableEvents:
     table: TableSchema
     changes: Sequence[ChangeSet] = ()
     truncated_at: Lsn | None = None
+    truncated_time: int = 0
     held: RawChanges | None = None
 
 

@@ -145,21 +145,20 @@ class StreamDecoder:
             ) from error
 
     def _tell(self, feed: Feed, rows: Rows, heads: npt.NDArray[np.int64], held: Collection[int]) -> list[TableEvents]:
-        told = []
+        told: list[TableEvents] = []
         for relation, story in self._stories(feed.messages, rows, heads, held).items():
             table = self._known.get(relation)
-            if relation in held:
-                events = None if table is None else TableEvents(table, held=keep(relation, story, feed))
-            else:
+            if relation not in held:
                 story.check()
-                events = None if table is None else self._tell_table(relation, table, story, feed)
-            if events is not None:
-                told.append(events)
+            if table is not None and relation in held:
+                told.append(TableEvents(table, held=keep(relation, story, feed)))
+            elif table is not None:
+                told += self._tell_table(relation, table, story, feed)
         return told
 
-    def _tell_table(self, relation: int, table: TableSchema, story: Story, feed: Feed) -> TableEvents | None:
+    def _tell_table(self, relation: int, table: TableSchema, story: Story, feed: Feed) -> list[TableEvents]:
         replaced: Counter[str] = Counter()
-        events = story.tell(table, feed, replaced)
+        events = list(story.tell(table, feed, replaced))
         if replaced:
             self.replaced.setdefault(table.id, Counter()).update(replaced)
         if story.bindings:

@@ -9,7 +9,7 @@ from functools import cached_property
 import pyarrow as pa
 
 from etl_dagster.arrow import arrow_schema, reads_text
-from etl_dagster.model import TableSchema
+from etl_dagster.model import Column, TableSchema
 from etl_dagster.pgoutput.evolution import IDENTITIES_WITH_KEY, type_differs
 from etl_dagster.pgoutput.messages import Relation
 
@@ -75,11 +75,18 @@ def _differences(relation: Relation, table: TableSchema) -> Iterator[str]:
         yield f"column {name} is gone"
     for name in streamed.keys() - known.keys():
         yield f"column {name} is new"
+    if known.keys() == streamed.keys() and list(streamed) != [column.name for column in _in_order(table)]:
+        yield "columns have taken each other's names"
     for name in known.keys() & streamed.keys():
         if type_differs(known[name], streamed[name]):
             yield f"column {name} is no longer {known[name].type.name}"
     if relation.replica_identity in IDENTITIES_WITH_KEY:
         yield from _key_difference(relation, table)
+
+
+def _in_order(table: TableSchema) -> list[Column]:
+    """As the stream announces them: by number."""
+    return sorted(table.columns, key=lambda column: column.attnum)
 
 
 def _key_difference(relation: Relation, table: TableSchema) -> Iterator[str]:

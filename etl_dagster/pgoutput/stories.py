@@ -17,6 +17,7 @@ from etl_dagster.pgoutput.transactions import Places
 from etl_dagster.pgoutput.tuples import Bytes, Messages
 
 Rows = npt.NDArray[np.intp]
+_END = int(np.iinfo(np.int64).max)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,36 +72,43 @@ class Story:
         if about and not (self.bindings and self.bindings[0][0] < min(about)):
             raise ProtocolError("Change of a relation that was not announced", offset=0, need=1, have=0)
 
-    def tell(self, table: TableSchema, feed: Feed, replaced: Counter[str]) -> TableEvents | None:
-        """The events, with ``table`` as the newest schema; None when there are none.
+    def tell(self, table: TableSchema, feed: Feed, replaced: Counter[str]) -> Iterator[TableEvents]:
+        """The events, with ``table`` as the newest schema.
 
         A table drifts, as a last binding tells, where it got a column whose text is needed and was not given.
         """
-        whole = table.landing is Landing.CHANGELOG
-        truncated = None if whole else self._last_truncate()
+        if table.landing is Landing.CHANGELOG:
+            yield from _events(table, self._read(feed, replaced, -1, _END, truncates=True), None, feed)
+            return
+        seen = self._truncates_seen()
+        starts = [-1, *seen] if table.landing is Landing.SOFT_DELETE else [*seen[-1:]] or [-1]
+        for start, end in zip(starts, [*starts[1:], _END], strict=True):
+            changes = self._read(feed, replaced, start, end, truncates=False)
+            yield from _events(table, changes, start if start >= 0 else None, feed)
+
+    def _read(self, feed: Feed, replaced: Counter[str], start: int, end: int, *, truncates: bool) -> list[ChangeSet]:
         changes = []
-        for stretch in self._stretches(-1 if truncated is None else truncated, truncates=whole):
+        for stretch in self._stretches(start, end, truncates=truncates):
             try:
-                changes.append(stretch.read(feed, replaced, truncates=whole))
+                changes.append(stretch.read(feed, replaced, truncates=truncates))
             except TextNotGiven as error:
                 if not stretch.binding.followed:
                     raise
                 self.bindings.append((len(feed.messages), replace(stretch.binding, drift=error.message)))
                 break
-        truncated_at = None if truncated is None else Lsn(int(feed.places.lsn(np.array([truncated]))[0]))
-        return TableEvents(table, changes, truncated_at) if changes or truncated is not None else None
+        return changes
 
-    def _last_truncate(self) -> int | None:
-        """The last truncate that the table wanted has seen: none after it drifted."""
-        seen = [int(part.truncates[-1]) for part in self._stretches(-1, truncates=True) if len(part.truncates)]
-        return seen[-1] if seen else None
+    def _truncates_seen(self) -> list[int]:
+        """The truncates that the table wanted has seen: none after it drifted."""
+        return [row for part in self._stretches(-1, _END, truncates=True) for row in part.truncates.tolist()]
 
-    def _stretches(self, after: int, *, truncates: bool) -> Iterator[_Stretch]:
-        """What can be read and comes after a message, one stretch for each binding under which there is anything."""
+    def _stretches(self, after: int, before: int, *, truncates: bool) -> Iterator[_Stretch]:
+        """What can be read and stands between two messages, a stretch for each binding that has anything there."""
         emptied = np.array(self.truncates, np.intp)
-        for binding, start, end in self._reigns():
-            first, last = np.searchsorted(self.rows, [max(start, after), end])
-            mine = emptied[(emptied > max(start, after)) & (emptied < end)]
+        for binding, since, until in self._reigns():
+            start, end = max(since, after), min(until, before)
+            first, last = np.searchsorted(self.rows, [start, end])
+            mine = emptied[(emptied > start) & (emptied < end)]
             if binding.readable is not None and (first < last or (truncates and len(mine))):
                 yield _Stretch(binding, self.rows[first:last], self.markers[first:last], mine)
 
@@ -110,6 +118,16 @@ class Story:
         for start, binding in self.bindings:
             if not merged or merged[-1][1] is not binding:
                 merged.append((start, binding))
-        ends = [start for start, _ in merged[1:]] + [np.iinfo(np.int64).max]
+        ends = [start for start, _ in merged[1:]] + [_END]
         for (start, binding), end in zip(merged, ends, strict=True):
             yield binding, start, end
+
+
+def _events(table: TableSchema, changes: list[ChangeSet], truncate: int | None, feed: Feed) -> Iterator[TableEvents]:
+    """The one event of a truncate, which is a message, and the changes after it; none where there is neither."""
+    if truncate is not None:
+        row = np.array([truncate])
+        at, time = Lsn(int(feed.places.lsn(row)[0])), int(feed.places.timestamp(row)[0])
+        yield TableEvents(table, changes, at, time)
+    elif changes:
+        yield TableEvents(table, changes)

@@ -24,23 +24,29 @@ ORDER BY n.nspname, c.relname
 """
 
 # Entries of a publication for the table itself, for what it is a partition of, for its partitions, for their schemas.
+# One that reaches a partition from above is another one after the partition was detached and attached again, which
+# shows in the id of the transaction that linked it to its parent.
 _ENTRIES = """
-WITH RECURSIVE above(root, relation) AS (
-    SELECT oid, oid FROM unnest(%(relations)s::oid[]) AS oid
+WITH RECURSIVE above(root, relation, links) AS (
+    SELECT oid, oid, '' FROM unnest(%(relations)s::oid[]) AS oid
   UNION ALL
-    SELECT above.root, i.inhparent FROM above JOIN pg_inherits i ON i.inhrelid = above.relation
+    SELECT above.root, i.inhparent, above.links || '/' || i.xmin::text
+    FROM above JOIN pg_inherits i ON i.inhrelid = above.relation
     JOIN pg_class parent ON parent.oid = i.inhparent AND parent.relkind = 'p'
-), below(root, relation) AS (
-    SELECT oid, oid FROM unnest(%(relations)s::oid[]) AS oid
+), below(root, relation, links) AS (
+    SELECT oid, oid, '' FROM unnest(%(relations)s::oid[]) AS oid
   UNION ALL
-    SELECT below.root, i.inhrelid FROM below JOIN pg_inherits i ON i.inhparent = below.relation
+    SELECT below.root, i.inhrelid, '' FROM below JOIN pg_inherits i ON i.inhparent = below.relation
     JOIN pg_class parent ON parent.oid = i.inhparent AND parent.relkind = 'p'
 ), near AS (SELECT * FROM above UNION SELECT * FROM below)
-SELECT near.root AS relation, e.oid AS entry
+SELECT near.root AS relation, {entry} AS entry
 FROM near JOIN pg_publication_rel e ON e.prrelid = near.relation AND e.prpubid = %(publication)s
 """
+_ENTRY = (
+    "CASE WHEN near.links = '' THEN e.oid::bigint ELSE ('x' || left(md5(e.oid || near.links), 15))::bit(60)::bigint END"
+)
 _SCHEMA_ENTRIES = """
-UNION SELECT near.root, e.oid
+UNION SELECT near.root, {entry}
 FROM near JOIN pg_class r ON r.oid = near.relation
 JOIN pg_publication_namespace e ON e.pnnspid = r.relnamespace AND e.pnpubid = %(publication)s
 """
@@ -217,7 +223,7 @@ def _memberships(connection: Connection, tables: Sequence[_Table]) -> dict[int, 
     publication = next((table.publication for table in tables), None)
     if publication is None:
         return {}
-    query = _ENTRIES + _SCHEMA_ENTRIES if _is_recent(connection) else _ENTRIES
+    query = (_ENTRIES + _SCHEMA_ENTRIES if _is_recent(connection) else _ENTRIES).replace("{entry}", _ENTRY)
     parameters = {"publication": publication, "relations": [table.oid for table in tables]}
     entries = _by_relation(_rows(connection, query, parameters, _Entry))
     return {t.oid: (publication, *sorted({e.entry for e in entries.get(t.oid, ())})) for t in tables}

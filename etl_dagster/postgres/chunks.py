@@ -30,10 +30,12 @@ FROM pg_class c
 WHERE c.relkind = 'r' AND (c.oid = %(table)s OR c.oid IN (SELECT relid FROM pg_partition_tree(%(table)s) WHERE isleaf))
 """
 _BLOCK_SIZE = "SELECT current_setting('block_size')::int"
-# A statement's snapshot is taken before anything in it runs, so the position is not before what the snapshot sees.
+# A statement's snapshot is taken before anything in it runs, so the position is not before what the snapshot sees. On a
+# standby a commit is visible a moment before it counts as replayed.
 _SNAPSHOT = """
 SELECT pg_current_snapshot()::text, clock_timestamp(),
-       CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END - '0/0'::pg_lsn
+       CASE WHEN pg_is_in_recovery() THEN greatest(pg_last_wal_replay_lsn(), pg_last_wal_receive_lsn())
+            ELSE pg_current_wal_insert_lsn() END - '0/0'::pg_lsn
 """
 _NAME = """
 SELECT n.nspname, c.relname, c.relkind = 'p'

@@ -12,10 +12,10 @@ from etl_dagster.postgres.sessions import Connection
 # its columns' rows, which say that they are inherited, older than the row that links it to its parent. ATTACH writes
 # both by one command, and what touches them later leaves another transaction's id, in xmax if it was rolled back.
 _TREE = """
-WITH RECURSIVE tree(root, relation, born) AS (
-    SELECT oid, oid, true FROM pg_class WHERE oid = ANY(%(relations)s)
+WITH RECURSIVE tree(root, relation, links, born) AS (
+    SELECT oid, oid, '', true FROM pg_class WHERE oid = ANY(%(relations)s)
   UNION ALL
-    SELECT tree.root, i.inhrelid, tree.born AND i.xmax = 0 AND EXISTS (
+    SELECT tree.root, i.inhrelid, tree.links || '/' || i.xmin::text, tree.born AND i.xmax = 0 AND EXISTS (
         SELECT FROM pg_attribute a
         WHERE a.attrelid = i.inhrelid AND a.attnum > 0 AND a.attinhcount = 1 AND NOT a.attislocal
           AND a.xmax = 0 AND a.xmin = i.xmin AND a.cmin::text::bigint < i.cmin::text::bigint
@@ -27,7 +27,7 @@ WITH RECURSIVE tree(root, relation, born) AS (
 _FILES = (
     _TREE
     + """
-SELECT tree.root, c.oid, c.relfilenode, tree.born AND tree.root <> c.oid, c.relkind = 'r'
+SELECT tree.root, c.oid, c.relfilenode, tree.links, tree.born AND tree.root <> c.oid, c.relkind = 'r'
 FROM tree JOIN pg_class c ON c.oid = tree.relation ORDER BY tree.root, c.oid
 """
 )
@@ -50,12 +50,14 @@ class RelationFile:
     """One heap of a table.
 
     Attributes:
+        attachment: Tells when it, and every level up to the table, was attached; another text after it was again.
         born_partition: It was created as a partition, as was every level up to the table, and was never detached. False
             also where that cannot be told any more.
     """
 
     relation: int
     filenode: int
+    attachment: str
     born_partition: bool
 
 
@@ -63,10 +65,12 @@ def heap_files(connection: Connection, tables: Sequence[TableSchema]) -> dict[Ta
     """The heaps of each table, its own or those of its leaf partitions; tables that are gone are left out."""
     names = {table.oid: table.id for table in tables}
     files: dict[TableId, list[RelationFile]] = {}
-    for root, relation, filenode, born_partition, is_heap in connection.execute(_FILES, {"relations": list(names)}):
+    for root, relation, filenode, attachment, born_partition, is_heap in connection.execute(
+        _FILES, {"relations": list(names)}
+    ):
         heaps = files.setdefault(names[root], [])
         if is_heap:
-            heaps.append(RelationFile(relation, filenode, born_partition))
+            heaps.append(RelationFile(relation, filenode, attachment, born_partition))
     return files
 
 

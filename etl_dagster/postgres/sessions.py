@@ -62,8 +62,8 @@ def connect(config: PostgresConfig, purpose: Purpose = Purpose.ORDINARY) -> Conn
     return connection
 
 
-def run_replication_command(config: PostgresConfig, command: sql.Composed, doing: str) -> None:
-    """Run a command that only the replication protocol has, such as ``ALTER_REPLICATION_SLOT``.
+def run_replication_command(config: PostgresConfig, command: sql.Composed, doing: str) -> Sequence[tuple[Any, ...]]:
+    """Run a command that only the replication protocol has, such as ``ALTER_REPLICATION_SLOT``; returns its rows.
 
     Raises:
         SourceError: The server cannot be reached or refuses.
@@ -73,7 +73,9 @@ def run_replication_command(config: PostgresConfig, command: sql.Composed, doing
         translating(doing, config.secrets()),
         psycopg.Connection.connect(**parameters, autocommit=True) as connection,  # type: ignore[arg-type]
     ):
-        connection.execute(command)
+        # A cursor that sends no parameters: the protocol's commands know only the simple query.
+        found = psycopg.ClientCursor(connection).execute(command)
+        return found.fetchall() if found.description else ()
 
 
 def _set_up(connection: Connection, config: PostgresConfig, purpose: Purpose) -> None:

@@ -12,7 +12,7 @@ from psycopg import sql
 
 from etl_dagster.errors import ErrorKind, PublicationError, SlotError
 from etl_dagster.model import ChunkPlan, Lsn, TableId, TableSchema
-from etl_dagster.postgres import catalog, chunks, locks, partitions, publication, slots, windows
+from etl_dagster.postgres import catalog, chunks, locks, partitions, publication, slots, timelines, windows
 from etl_dagster.postgres.config import SourceConfig
 from etl_dagster.postgres.copy_out import CopyOut
 from etl_dagster.postgres.sessions import Connection, Purpose, Sessions, abandon, fetch_one, is_cut_off
@@ -24,20 +24,25 @@ SELECT (SELECT system_identifier::text FROM pg_control_system()), current_settin
 _POSITION = """
 SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END - '0/0'::pg_lsn
 """
+_INSERTED = """
+SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END - '0/0'::pg_lsn
+"""
 # A commit that has written WAL flushes all WAL before it; a transactional message is the least that writes some.
 _MESSAGE = """
 SELECT set_config('synchronous_commit', 'local', true), pg_logical_emit_message(true, 'etl-dagster', '')
 WHERE NOT pg_is_in_recovery()
 """
+_IMPATIENT = "SET LOCAL lock_timeout = '1s'"
 
 
 @dataclass(frozen=True, slots=True)
 class SourceIdentity:
-    """Which server this is."""
+    """Which server this is, and on which timeline, if it is no standby."""
 
     system_id: str
     version: int
     in_recovery: bool
+    timeline: int | None
 
 
 class PostgresSource:
@@ -59,7 +64,12 @@ class PostgresSource:
     def identify(self) -> SourceIdentity:
         with self._sessions.ordinary("cannot identify the server") as connection:
             system_id, version, in_recovery = fetch_one(connection, _IDENTITY)
-        return SourceIdentity(system_id, version, in_recovery)
+            (timeline,) = fetch_one(connection, timelines.CURRENT)
+        return SourceIdentity(system_id, version, in_recovery, None if timeline is None else int(timeline, 16))
+
+    def left_timeline(self, timeline: int) -> Lsn | None:
+        current = self.identify().timeline
+        return None if current is None else timelines.left_timeline(self.config.connection, current, timeline)
 
     def close(self) -> None:
         self._sessions.close()
@@ -95,6 +105,10 @@ class PostgresSource:
         with self._sessions.ordinary("cannot read the WAL position") as connection:
             return Lsn(fetch_one(connection, _POSITION)[0])
 
+    def inserted_position(self) -> Lsn:
+        with self._sessions.ordinary("cannot read the WAL position") as connection:
+            return Lsn(fetch_one(connection, _INSERTED)[0])
+
     def flush_wal(self) -> None:
         self._write_message("cannot flush the WAL")
 
@@ -111,7 +125,10 @@ class PostgresSource:
             publication.prepare(connection, self.config.publication)
 
     def tables(self) -> dict[TableId, TableSchema]:
-        with self._sessions.ordinary(f"cannot read the tables of publication {self._publication}") as connection:
+        doing = f"cannot read the tables of publication {self._publication}"
+        with self._sessions.ordinary(doing) as connection, connection.transaction():
+            # The server looks into each table for this; who alters one for long must not hold up all the others.
+            connection.execute(_IMPATIENT)
             return catalog.published_tables(connection, self._publication)
 
     def describe(self, table: TableSchema) -> TableSchema | None:

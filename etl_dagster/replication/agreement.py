@@ -5,7 +5,7 @@ from __future__ import annotations
 from etl_dagster.destinations.base import Destination
 from etl_dagster.errors import EtlError, SlotError, StateError
 from etl_dagster.model import Lsn
-from etl_dagster.replication.ports import SlotStatus, Source
+from etl_dagster.replication.ports import SlotStatus, Source, SourceIdentity
 from etl_dagster.replication.report import Reporter
 from etl_dagster.replication.stream import passed
 from etl_dagster.replication.tables import COPYING_STATES, Tables
@@ -28,18 +28,17 @@ def agree_on_slot(source: Source, store: Store, tables: Tables, reporter: Report
         )
     reason = _gap(record, status)
     if record is not None and reason is None:
-        end = source.current_position()
-        if passed(end, record.position) or identity.in_recovery:  # a standby comes back to where it was
-            return record
-        reason = (
-            f"the source ends at {end}, before {record.position} that it had come to: it was restored, or failed over "
-            "to a standby that lacked the newest changes"
-        )
+        reason = _went_back(source, identity, record)
+    if record is not None and reason is None:
+        slot = record.model_copy(update={"timeline": identity.timeline or record.timeline})
+        if slot != record:
+            store.save_slot(slot)
+        return slot
     reason = reason or "the pipeline's state is new and knows nothing of what was copied before"
     _mark_all(tables, reason)
     if record is not None:
         reporter.notice(f"All tables are copied afresh: {reason}")
-    slot = _usable_slot(source, status, identity.system_id)
+    slot = _usable_slot(source, status, identity)
     store.save_slot(slot)
     return slot
 
@@ -49,7 +48,7 @@ def begin_anew(source: Source, store: Store, tables: Tables, reporter: Reporter,
     _mark_all(tables, reason)
     reporter.notice(f"All tables are copied afresh: {reason}")
     source.drop_slot()
-    slot = _usable_slot(source, None, source.identify().system_id)
+    slot = _usable_slot(source, None, source.identify())
     store.save_slot(slot)
     return slot
 
@@ -82,7 +81,7 @@ def agree_with_destination(destination: Destination, tables: Tables, slot: SlotR
             tables.recopy(table, f"its table at the destination {lost}", live=False)
 
 
-def _usable_slot(source: Source, status: SlotStatus | None, system_id: str) -> SlotRecord:
+def _usable_slot(source: Source, status: SlotStatus | None, identity: SourceIdentity) -> SlotRecord:
     if status is not None and status.lost:
         source.drop_slot()
         status = None
@@ -90,7 +89,13 @@ def _usable_slot(source: Source, status: SlotStatus | None, system_id: str) -> S
     found = status or source.slot()
     if found is None:
         raise SlotError("The replication slot vanished right after it was created", hint="Run the command again")
-    return SlotRecord(name=found.name, system_id=system_id, created_at=position, position=position)
+    return SlotRecord(
+        name=found.name,
+        system_id=identity.system_id,
+        created_at=position,
+        position=position,
+        timeline=identity.timeline,
+    )
 
 
 def _finished(destination: Destination, tables: Tables, record: TableRecord, position: Lsn) -> bool:
@@ -103,6 +108,21 @@ def _finished(destination: Destination, tables: Tables, record: TableRecord, pos
         return False
     tables.move(record.table, TableState.READY, rows=result.rows)
     return True
+
+
+def _went_back(source: Source, identity: SourceIdentity, record: SlotRecord) -> str | None:
+    """Why the source no longer has what it had when it was read last; None when it has."""
+    if identity.in_recovery:  # a standby comes back to where it was
+        return None
+    lacked = "it was restored, or failed over to a standby that lacked the newest changes"
+    if record.timeline is not None and identity.timeline not in (None, record.timeline):
+        left = source.left_timeline(record.timeline)
+        if left is None or not passed(left, record.position):
+            return f"the source has taken another way before {record.position}, which it had come to: {lacked}"
+    end = source.current_position()
+    if not passed(end, record.position):
+        return f"the source ends at {end}, before {record.position}, which it had come to: {lacked}"
+    return None
 
 
 def _gap(record: SlotRecord | None, status: SlotStatus | None) -> str | None:

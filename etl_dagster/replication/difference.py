@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from etl_dagster.arrow import column_type
 from etl_dagster.model import Column, TableSchema
 
@@ -45,15 +47,23 @@ def column_changes(known: TableSchema, now: TableSchema) -> str:
 
 def _column_difference(known: TableSchema, now: TableSchema) -> str:
     former = {column.attnum: column for column in known.columns}
+    gone = [former[attnum] for attnum in former.keys() - {column.attnum for column in now.columns}]
     for column in now.columns:
         before = former.get(column.attnum)
         if before is None and column.attnum <= known.natts:
             return f"column {column.name} joined the publication"
         if before is None and not known.natts:
             return "its columns changed in the source"
+        if before is None and _same_look(column, gone):
+            return f"column {column.name} was dropped and made again, which its changes do not show"
         if before is not None and _shape(before)[2:] != _shape(column)[2:]:
             return f"column {column.name} is of another type now, or to be read as one"
     return ""
+
+
+def _same_look(column: Column, others: Iterable[Column]) -> bool:
+    """Whether another column has the same name and type, so that the stream announces both alike."""
+    return any(_shape(column)[1:] == _shape(other)[1:] for other in others)
 
 
 def _left_publication(known: tuple[int, ...], now: tuple[int, ...]) -> bool:

@@ -100,6 +100,8 @@ class Replicator:
             stack.callback(self._destination.shutdown)
             self._tables = Tables(self._store, self._reporter)
             self._slot = agree_on_slot(self._source, self._store, self._tables, self._reporter)
+            for record in self._tables.in_state(TableState.COPIED):
+                self._reporter.table_changed(record)  # it is this process that finishes what another one has copied
             agree_with_destination(self._destination, self._tables, self._slot)
             self._copier = Copier(
                 self._source, self._destination, self._store, self._settings, self._reporter, self._woken.set
@@ -114,7 +116,7 @@ class Replicator:
             # What lives by now stays: without it, looking for garbage among imported modules takes 4 % of a copy.
             gc.freeze()
             stack.callback(gc.unfreeze)
-            self._refresh()
+            self._refresh_if_possible()
             for problem in self._choices.unmatched(self._tables.schemas.values()):
                 self._reporter.notice(problem)
             self._resume_copies()
@@ -169,6 +171,7 @@ class Replicator:
     def begin_copies(self) -> Sequence[TableId]:
         """Give every table that waits for its copy an empty staging area and a change log, from this position on."""
         begun = []
+        self._catalogue.settle(self.position)
         for record in self._tables.in_state(TableState.INIT):
             if not self._catalogue.may_begin(record.table, self.position):
                 continue
@@ -191,7 +194,7 @@ class Replicator:
     def step(self) -> bool:
         """One pass of the loop; False when there was nothing to do."""
         if monotonic() - self._refreshed_at >= self._settings.refresh_seconds:
-            self._refresh()
+            self._refresh_if_possible()
         self._beat()
         self._adopt_requests()
         resumed = self._resume_quarantined()
@@ -221,6 +224,16 @@ class Replicator:
     def _refresh(self) -> None:
         self._catalogue.refresh(self.position)
         self._refreshed_at = monotonic()
+
+    def _refresh_if_possible(self) -> None:
+        """Go on with the picture that we have while somebody's lock on a table hides the catalogue's."""
+        try:
+            self._refresh()
+        except EtlError as error:
+            if action_for(error) is not Action.RETRY or not self._tables.schemas:
+                raise
+            self._reporter.notice(f"{error.message}; the publication is looked at again later")
+            self._refreshed_at = monotonic()
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 

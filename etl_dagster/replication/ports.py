@@ -21,6 +21,10 @@ class SourceIdentity(Protocol):
     def version(self) -> int: ...
     @property
     def in_recovery(self) -> bool: ...
+    @property
+    def timeline(self) -> int | None:
+        """Another number after a failover or a restore; None on a standby, which may change it unseen."""
+        ...
 
 
 class SlotStatus(Protocol):
@@ -62,14 +66,17 @@ class Writer(Protocol):
 class RelationFile(Protocol):
     """One heap of a table: its own, or that of a leaf partition.
 
-    ``born_partition``: it was created as a partition, so that all its rows have passed through the stream; one that was
-    attached later may have brought rows along.
+    ``attachment`` is another text after a partition was detached and attached again. ``born_partition``: it was created
+    as a partition, so that all its rows have passed through the stream; one that was attached later may have brought
+    rows along.
     """
 
     @property
     def relation(self) -> int: ...
     @property
     def filenode(self) -> int: ...
+    @property
+    def attachment(self) -> str: ...
     @property
     def born_partition(self) -> bool: ...
 
@@ -153,6 +160,10 @@ class Source(Protocol):
 
     def identify(self) -> SourceIdentity: ...
 
+    def left_timeline(self, timeline: int) -> Lsn | None:
+        """Where the server's history went on from that timeline to the next one; None when it has never been on it."""
+        ...
+
     def close(self) -> None: ...
 
     def fence(self) -> AbstractContextManager[None]:
@@ -161,6 +172,10 @@ class Source(Protocol):
 
     def current_position(self) -> Lsn:
         """Flushed end of the WAL; on a standby its replayed end."""
+        ...
+
+    def inserted_position(self) -> Lsn:
+        """End of the WAL, flushed or not: all that is committed lies before it; on a standby its replayed end."""
         ...
 
     def flush_wal(self) -> None:

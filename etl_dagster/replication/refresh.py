@@ -41,6 +41,9 @@ class Catalogue:
         self._reporter = reporter
         # Tables whose copy has to begin past a position, where the catalogue's schema is the stream's too.
         self._not_before: dict[TableId, Lsn] = {}
+        # Transactions that wrote to a table when it was published in another way. Their changes are decoded in that way
+        # whenever they commit, so a copy has to begin, and with it its change log, when they are over.
+        self._writing: dict[TableId, set[str]] = {}
         # Columns that changed, and the position past which no row can bring that to light before we do.
         self._silent: dict[TableId, tuple[TableSchema, Lsn]] = {}
 
@@ -55,9 +58,25 @@ class Catalogue:
             if table not in published and record.state is not TableState.REMOVED:
                 self._leave(record)
 
+    def settle(self, position: Lsn) -> None:
+        """Look whether the transactions that copies have to wait for are over, and the stream past them."""
+        waiting = {table: self._tables.schemas[table] for table in self._writing if table in self._tables.schemas}
+        if waiting:
+            present = {writer.virtual_transaction for writer in self._source.writers(list(waiting.values()))}
+            over = [table for table in waiting if not self._writing[table] & present]
+            end = self._source.inserted_position() if over else position
+            for table in over:
+                del self._writing[table]
+                self._not_before[table] = Lsn(max(self._not_before.get(table, 0), end))
+        behind = [each for each in self._not_before.values() if position < each != _UNKNOWN_LSN]
+        if behind and passed(position, self._source.current_position()):
+            self._source.flush_wal()  # nothing else will bring the stream there
+
     def may_begin(self, table: TableId, position: Lsn) -> bool:
         """Whether the stream has come to where a copy with the known schema may begin."""
-        return position >= self._not_before.get(table, 0) and table in self._tables.schemas
+        if table in self._writing or table not in self._tables.schemas:
+            return False
+        return passed(position, self._not_before.get(table, Lsn(0)))
 
     def begun(self, table: TableId) -> None:
         """A copy has begun."""
@@ -118,7 +137,8 @@ class Catalogue:
                 change = self._columns_changed(record, known, schema, read_at)
             elif record.state is TableState.READY:
                 self._tables.save_schema(schema, position)  # policies, membership: nothing that its rows would show
-        self._remember_files(table, files)
+        if not self._tables.records[table].held and (known is None or change or same_columns(known, schema)):
+            self._remember_files(table, files)
         if self._tables.records[table].state is TableState.INIT:
             self._prepare(schema, position, read_at, changed=bool(change))
 
@@ -131,6 +151,7 @@ class Catalogue:
         self._tables.save_schema(schema, position)
         if changed or self._not_before.get(table) == _UNKNOWN_LSN:
             self._not_before[table] = read_at
+            self._writing[table] = {writer.virtual_transaction for writer in self._source.writers([schema])}
 
     def _columns_changed(self, record: TableRecord, known: TableSchema, schema: TableSchema, read_at: Lsn) -> str:
         """Follow the change, or copy afresh; returns why, when the next copy has to wait for the stream."""
@@ -160,12 +181,12 @@ class Catalogue:
 
     def _rewritten(self, known: TableSchema) -> bool:
         """Whether a heap of the table was written anew since the last refresh, perhaps to fill in a new column."""
-        before = dict(self._tables.records[known.id].files)
+        before = {relation: filenode for relation, filenode, _ in self._tables.records[known.id].files}
         now = self._source.files([known]).get(known.id, ())
         return any(before.get(file.relation, file.filenode) != file.filenode for file in now)
 
     def _remember_files(self, table: TableId, files: Sequence[RelationFile]) -> None:
-        seen = tuple(sorted((file.relation, file.filenode) for file in files))
+        seen = tuple(sorted((file.relation, file.filenode, file.attachment) for file in files))
         if self._tables.records[table].files != seen:
             self._tables.amend(table, files=seen)
 
@@ -174,13 +195,15 @@ def _partition_change(oid: int, record: TableRecord | None, files: Sequence[Rela
     """What happened to partitions that a stream published through their root does not tell; empty when nothing."""
     if record is None or not record.files:
         return ""
-    before = {relation: filenode for relation, filenode in record.files if relation != oid}
+    before = {relation: (filenode, attachment) for relation, filenode, attachment in record.files if relation != oid}
     now = {file.relation: file for file in files if file.relation != oid}
     if any(not file.born_partition for relation, file in now.items() if relation not in before):
         return "a partition was attached, whose rows are not in the stream"
     if before.keys() - now.keys():
         return "a partition was detached or dropped, which the stream does not tell"
-    if any(before[relation] != now[relation].filenode for relation in before):
+    if any(before[relation][1] != now[relation].attachment for relation in before):
+        return "a partition was detached and attached again, and its changes meanwhile are not in the stream"
+    if any(before[relation][0] != now[relation].filenode for relation in before):
         return "a partition was truncated or rewritten, which the stream does not tell"
     return ""
 

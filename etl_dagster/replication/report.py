@@ -147,6 +147,7 @@ class RunSummary:
     position: Lsn | None = None
     max_lag_seconds: float = 0.0
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    _copied: set[TableId] = field(default_factory=set)
 
     def _table(self, table: TableId) -> TableSummary:
         return self.tables.setdefault(table, TableSummary())
@@ -157,13 +158,16 @@ class RunSummary:
         return sum(table.changes for table in self.tables.values())
 
     def table_changed(self, record: TableRecord) -> None:
-        if record.state == "ready":
+        if record.state == "copied":
+            self._copied.add(record.table)
+        if record.state == "ready" and record.table in self._copied:
             self._table(record.table).copied_rows = record.rows
         if record.state == "quarantined":
             self.quarantined[record.table] = record
 
     def copy_progressed(self, progress: CopyProgress) -> None:
         self._table(progress.table)
+        self._copied.add(progress.table)
 
     def batch_applied(self, batch: BatchReport) -> None:
         self.batches += 1

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
-from etl_dagster.model import ChangeSet, Lsn, Route, TableEvents, TableId
+from etl_dagster.model import Landing, Lsn, Route, TableEvents, TableId
 from etl_dagster.settings import ReplicationSettings
 
 _PAGE = 8192
@@ -62,20 +63,24 @@ def pieces(
 
 class _Piece:
     def __init__(self) -> None:
-        self.tables: dict[TableId, TableEvents] = {}
+        self.tables: dict[TableId, list[TableEvents]] = {}
         self.nbytes = 0
 
     def add(self, event: TableEvents) -> None:
-        former = self.tables.get(event.table.id)
-        changes: tuple[ChangeSet, ...] = tuple(event.changes)
-        truncated_at = event.truncated_at
-        if former is not None and truncated_at is None:
-            changes = (*former.changes, *changes)
-            truncated_at = former.truncated_at
-        self.tables[event.table.id] = TableEvents(event.table, changes, truncated_at)
+        events = self.tables.setdefault(event.table.id, [])
+        if event.held is not None:
+            events.append(event)
+            self.nbytes += event.held.message.nbytes + event.held.text.nbytes
+            return
+        if event.truncated_at is None and events:
+            events[-1] = replace(events[-1], table=event.table, changes=(*events[-1].changes, *event.changes))
+        elif event.table.landing is Landing.SOFT_DELETE:
+            events.append(event)
+        else:
+            self.tables[event.table.id] = [event]  # a truncate makes what came before it void
         self.nbytes += sum(change.nbytes for change in event.changes)
 
     def take(self) -> Sequence[TableEvents]:
-        taken = list(self.tables.values())
+        taken = [event for events in self.tables.values() for event in events]
         self.tables, self.nbytes = {}, 0
         return taken

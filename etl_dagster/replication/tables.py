@@ -133,8 +133,9 @@ class Tables:
         return {self.schemas[table].oid: self.schemas[table] for table in routed}
 
     def unfinished(self) -> Sequence[TableRecord]:
-        """Tables that wait for a copy or are being copied."""
-        return self.in_state(TableState.INIT, TableState.COPYING, TableState.COPIED)
+        """Tables that wait for a copy, are being copied, or are to be resumed."""
+        resumed = [record for record in self.in_state(TableState.QUARANTINED) if record.resume]
+        return [*self.in_state(TableState.INIT, TableState.COPYING, TableState.COPIED), *resumed]
 
     def _save(self, record: TableRecord) -> TableRecord:
         self._store.save_table(record)

@@ -45,7 +45,8 @@ class TableRecord(FrozenModel):
             live table, when ``live``, and the copy, when there is one, are complete up to there.
         resume: Asked for by the operator: go on from where it was quarantined.
         replaced: Values that the policy replaced since the last copy began, by column.
-        files: OID and file of each heap of the table (its own, or those of its partitions), as last seen.
+        files: OID, file and attachment of each heap of the table (its own, or those of its partitions), as they were
+            while the table was last known to be as its schema says.
     """
 
     table: TableId
@@ -60,7 +61,7 @@ class TableRecord(FrozenModel):
     held: bool = False
     resume: bool = False
     replaced: dict[str, int] = Field(default_factory=dict)
-    files: tuple[tuple[int, int], ...] = ()
+    files: tuple[tuple[int, int, str], ...] = ()
     updated_at: datetime = Field(default_factory=_now)
 
 
@@ -103,6 +104,7 @@ class SlotRecord(FrozenModel):
         position: Everything committed before it is in the destination; the slot never runs ahead of it.
         written: Position of the last batch that wrote to the destination: no live table's watermark may be below it.
         newest_commit: Commit time of the newest transaction applied.
+        timeline: The timeline that the source was on; None when it was a standby.
     """
 
     name: str
@@ -111,6 +113,7 @@ class SlotRecord(FrozenModel):
     position: Lsn
     written: Lsn = ZERO_LSN
     newest_commit: datetime | None = None
+    timeline: int | None = None
     updated_at: datetime = Field(default_factory=_now)
 
 

@@ -190,7 +190,9 @@ def story(*parts: tuple[TableSchema, Sequence[Op]]) -> TableEvents:
 def events(table: TableSchema, *ops: Op, truncated_at: int | None = None) -> TableEvents:
     """Events of one table within one piece."""
     changes = (change_set(table, ops),) if ops else ()
-    return TableEvents(table, changes, None if truncated_at is None else Lsn(truncated_at))
+    if truncated_at is None:
+        return TableEvents(table, changes)
+    return TableEvents(table, changes, Lsn(truncated_at), truncated_at * TICK)
 
 
 def raw_changes(*messages: tuple[int, bytes, bytes | None]) -> RawChanges:

@@ -17,6 +17,7 @@ import pyarrow as pa
 from etl_dagster.destinations.base import ChunkRows, Destination
 from etl_dagster.model import CopyTarget, EventBatch, Landing, Lsn, Route, TableEvents, TableSchema
 from etl_dagster.testing.change_script import (
+    TICK,
     UNCHANGED,
     Delete,
     Insert,
@@ -105,7 +106,9 @@ class History:
         begin = truncates[-1] if truncates else first
         halves = [self._ops(begin, (begin + last) // 2), self._ops((begin + last) // 2 + 1, last)]
         changes = tuple(change_set(self.table, ops) for ops in halves if ops)
-        return [TableEvents(self.table, changes, Lsn(lsn_of(begin)) if truncates else None)]
+        if not truncates:
+            return [TableEvents(self.table, changes)]
+        return [TableEvents(self.table, changes, Lsn(lsn_of(begin)), lsn_of(begin) * TICK)]
 
     def _ops(self, first: int, last: int) -> list[Op]:
         return [op for i in range(first, last + 1) for op in self._ops_of(i)]

@@ -177,7 +177,7 @@ class PostgresServer:
         copied = type(self)(
             folder, settings=self.settings | (settings or {}), bindir=self._bindir, die_with_parent=die_with_parent
         )
-        copied._throw_away = True
+        copied._throw_away = True  # noqa: SLF001  of the same class
         return copied
 
     def __enter__(self) -> Self:

@@ -234,7 +234,9 @@ def test_a_changelog_keeps_what_the_source_sent_of_a_delete(stream: Stream, conn
 def test_without_a_key_every_column_is_the_identity(stream: Stream, connection: Connection, landing: Landing) -> None:
     execute(connection, "insert into log values (1, 'a'), (1, 'b'); update log set note = 'c' where note = 'a'")
     execute(connection, "truncate log; insert into log values (2, 'd'); update log set at = 3; delete from log")
-    (changes,) = only(StreamDecoder(known(stream, "log", landing)).feed(stream.peek())).changes
+    events = StreamDecoder(known(stream, "log", landing)).feed(stream.peek())
+    assert len(events) == (2 if landing is Landing.SOFT_DELETE else 1)
+    (changes,) = events[-1].changes
     rows = told(changes)
     assert rows[-3:] == [
         (INSERT, {"at": 2, "note": "d"}),
@@ -246,6 +248,24 @@ def test_without_a_key_every_column_is_the_identity(stream: Stream, connection: 
     assert changes.moved.tolist()[-3:] == [False, True, False]
     assert changes.old_keys.to_pylist()[-2] == {"at": 2, "note": "d"}
     assert len(rows) == (7 if landing is Landing.CHANGELOG else 3)
+
+
+def test_where_deleted_rows_are_kept_what_came_before_a_truncate_is_told_too(
+    stream: Stream, connection: Connection
+) -> None:
+    execute(connection, "insert into log values (1, 'a'); truncate log; insert into log values (2, 'b')")
+    execute(connection, "truncate log; truncate log")
+    events = StreamDecoder(known(stream, "log", Landing.SOFT_DELETE)).feed(stream.peek())
+    assert [[told(part) for part in event.changes] for event in events] == [
+        [[(INSERT, {"at": 1, "note": "a"})]],
+        [[(INSERT, {"at": 2, "note": "b"})]],
+        [],
+        [],
+    ]
+    places = [event.truncated_at for event in events]
+    assert places[0] is None
+    assert places[1:] == sorted(filter(None, places))
+    assert all(event.truncated_time > 1_700_000_000_000_000 for event in events[1:])
 
 
 def test_a_value_that_cannot_be_held_is_named_by_its_key(stream: Stream, connection: Connection) -> None:

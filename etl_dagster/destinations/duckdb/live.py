@@ -45,7 +45,7 @@ class LiveTable:
         self._announced = None
         table = self._follow(events.table)
         if truncated and events.truncated_at is not None:
-            self._merging(table).truncate(events.truncated_at)
+            self._merging(table).truncate(events.truncated_at, events.truncated_time)
         if changes:
             self._add(table, [adapt(part, table) for part in changes])
         return sum(map(len, changes))

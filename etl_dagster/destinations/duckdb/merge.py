@@ -37,7 +37,7 @@ _CDC = ("change_type", "lsn", "timestamp")
 # A piece up to this size waits in memory for another one; if none comes it is merged without a detour.
 _HOLD_BYTES = 16 * 1024 * 1024
 # Table, then its columns for change type, LSN and timestamp.
-_MARK = 'UPDATE {0} SET "{1}" = ?, "{2}" = ? WHERE "{1}" <> ?'
+_MARK = 'UPDATE {0} SET "{1}" = ?, "{2}" = ?, "{3}" = make_timestamptz(?) WHERE "{1}" <> ?'
 
 
 class Merge:
@@ -71,7 +71,7 @@ class Merge:
         self._held: Compacted | None = None
         self._pieces = 0
         self._truncated = False
-        self._marked_at: Lsn | None = None
+        self._marked_at: tuple[Lsn, int] | None = None
 
     def follow(self, table: TableSchema) -> None:
         """Go on under a later schema, whose columns the target has by now."""
@@ -84,10 +84,10 @@ class Merge:
                 self._session.run(f"CREATE OR REPLACE TEMP TABLE {self._pending.removeprefix('temp.')} AS {query}")
         self._table = table
 
-    def truncate(self, at: Lsn) -> None:
-        """Forget what came before, in the target too, or mark it as deleted."""
+    def truncate(self, at: Lsn, time: int) -> None:
+        """Forget what came before, in the target too, or mark it as deleted then (microseconds since 1970)."""
         if self._table.landing is Landing.SOFT_DELETE:
-            self._mark(at)
+            self._mark(at, time)
             return
         self._held = None
         if self._pieces:
@@ -116,18 +116,18 @@ class Merge:
         if self._truncated:
             self._session.run(f"TRUNCATE {self._target}")
         if self._marked_at is not None:
-            self._session.run(_MARK.format(self._target, *CDC_COLUMNS), _mark_values(self._marked_at))
+            self._session.run(_MARK.format(self._target, *CDC_COLUMNS), _mark_values(*self._marked_at))
         if self._held is not None:
             self._merge_held(self._held)
         elif self._pieces:
             self._merge_gathered()
 
-    def _mark(self, at: Lsn) -> None:
+    def _mark(self, at: Lsn, time: int) -> None:
         self._gather_held()
         if self._pieces:
-            self._session.run(_MARK.format(self._pending, *_CDC), _mark_values(at))
+            self._session.run(_MARK.format(self._pending, *_CDC), _mark_values(at, time))
         if self._marked_at is None:
-            self._marked_at = at
+            self._marked_at = at, time
 
     def _merge_held(self, changes: Compacted) -> None:
         with self._session.bound(etl_keys=_keys(changes), etl_rows=_rows(changes)):
@@ -242,8 +242,8 @@ def _missing_values(columns: Sequence[Column]) -> pa.Table:
     return encode(pa.table([missing_value(column) for column in columns], names=names), names)
 
 
-def _mark_values(at: Lsn) -> list[object]:
-    return [ChangeType.DELETE.value, lsn_number(at), ChangeType.DELETE.value]
+def _mark_values(at: Lsn, time: int) -> list[object]:
+    return [ChangeType.DELETE.value, lsn_number(at), time, ChangeType.DELETE.value]
 
 
 def _rows(changes: Compacted) -> pa.Table:

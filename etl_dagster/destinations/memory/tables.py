@@ -78,7 +78,7 @@ class LiveTable:
     def _truncate(self, events: TableEvents) -> None:
         if self.table.landing is Landing.SOFT_DELETE:
             at = lsn_number(events.truncated_at or ZERO_LSN)
-            self.rows = {key: deleted(row, at) for key, row in self.rows.items()}
+            self.rows = {key: deleted(row, at, events.truncated_time) for key, row in self.rows.items()}
         else:
             self.rows.clear()
 
@@ -98,9 +98,12 @@ class LiveTable:
         self.rows[change.key] = row
 
 
-def deleted(row: Row, lsn: int) -> Row:
-    """The row as deleted, at a time that is not known; one that was deleted before stays as it is."""
-    return row if row.deleted else replace(row, change_type=ChangeType.DELETE, lsn=lsn)
+def deleted(row: Row, lsn: int, timestamp: int | None = None) -> Row:
+    """The row as deleted, perhaps at a time that is not known; one that was deleted before stays as it is."""
+    if row.deleted:
+        return row
+    known = row.timestamp if timestamp is None else timestamp
+    return replace(row, change_type=ChangeType.DELETE, lsn=lsn, timestamp=known)
 
 
 def tombstone(left: Row, before: Row | None, table: TableSchema) -> Row:
