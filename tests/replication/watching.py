@@ -280,9 +280,12 @@ def process(scenario, folder: Path, **changes: Any) -> Any:
     runner = subprocess.Popen([sys.executable, "-c", RUNNER, str(path)], stdout=subprocess.PIPE, text=True)
     assert runner.stdout is not None
     lines = iter(runner.stdout.readline, "")
+    silence = threading.Timer(DEADLINE_SECONDS, runner.kill)
+    silence.start()
     try:
         yield lambda wanted: next(line for line in lines if wanted in line)
     finally:
+        silence.cancel()
         runner.send_signal(signal.SIGKILL)
         runner.wait()
         runner.stdout.close()
