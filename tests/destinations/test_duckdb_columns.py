@@ -194,6 +194,19 @@ def test_a_new_column_takes_the_name_of_one_that_is_gone(destination: DuckDbDest
     assert kept == [(1, "b1", 5), (2, None, 5), (3, None, None)]
 
 
+def test_columns_that_come_without_changes_may_come_at_the_watermark(destination: DuckDbDestination) -> None:
+    table = make_table()
+    copied(destination, table, [(1, "n1", "b1")])
+    wide = with_number(table)
+    destination.write_events(make_batch(9, [[events(wide)]]))
+    assert content(destination, table) == [(1, "n1", "b1")]
+    with pytest.raises(TableError):
+        destination.read_table(wide)
+    for _ in range(2):
+        destination.write_events(make_batch(10, [[events(wide)]]))
+        assert content(destination, wide) == [(1, "n1", "b1", 7)]
+
+
 def test_a_kill_before_the_commit_leaves_old_columns_and_old_data(
     destination: DuckDbDestination, after_kill: Callable[[], DuckDbDestination]
 ) -> None:

@@ -52,8 +52,8 @@ class LiveTable:
 
     def finish(self, position: Lsn) -> None:
         """Bring the changes into the table, which the batch takes to this position."""
-        # Columns that came without changes; a batch that is repeated may tell of older ones.
-        if self._announced is not None and self._watermark < position:
+        # Columns that came without changes, maybe right at the watermark; a batch from before it tells of older ones.
+        if self._announced is not None and self._watermark <= position:
             self._follow(self._announced)
         if self._merge is not None:
             self._merge.finish()
