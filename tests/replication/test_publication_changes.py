@@ -145,9 +145,10 @@ def test_a_table_leaves_with_changes_that_were_not_read_yet(scenario) -> None:
     assert scenario.state("other") is TableState.REMOVED
 
 
+@pytest.mark.since(15)
 def test_a_table_of_a_schema_joins_by_being_created(scenario) -> None:
     scenario.execute(TABLE, ROWS)
-    scenario.use(replication=EAGER)
+    publish(scenario, "for tables in schema public", replication=EAGER)
     journal = Journal()
     with running(scenario, journal) as replicator:
         catch_up(replicator)
@@ -205,9 +206,10 @@ def test_a_column_list_changes_with_a_transaction_open_that_wrote_before(scenari
     with following(scenario, "for table t (id, v)") as run:
         early.execute("begin; update t set n = 9, v = 'early' where id = 1; insert into t values (80, 'e', 8)")
         run.scenario.execute("alter publication pub_own set table t (id, v, n)")
-        step_into(run.replicator, T, TableState.COPYING)
-        for _ in range(3):
+        step_until(run.replicator, lambda: run.replicator.records[T].state is not TableState.READY)
+        for _ in range(5):
             run.replicator.step()
+        assert run.replicator.records[T].state is not TableState.READY
         early.execute("update t set n = 10 where id = 2; commit")
         run.then("update t set n = 11 where id = 3")
     assert select(scenario, "select n from public.t where id in (1, 2, 3, 80) order by id") == [
@@ -250,9 +252,10 @@ def test_a_row_filter_changes_with_transactions_open(scenario, connect, before: 
         if how == "prepared":
             early.execute("prepare transaction 'filter'")
         run.scenario.execute(f"alter publication pub_own set table {after}")
-        step_into(run.replicator, T, TableState.COPYING)
-        for _ in range(3):
+        step_until(run.replicator, lambda: run.replicator.records[T].state is not TableState.READY)
+        for _ in range(5):
             run.replicator.step()
+        assert run.replicator.records[T].state is not TableState.READY
         early.execute("commit prepared 'filter'" if how == "prepared" else "commit")
         run.then(
             "update t set v = 'late' where id in (14, 34)",
