@@ -156,7 +156,7 @@ MEANWHILE = [
     "update t set id = id + 1000 where id between 5 and 8",
     "delete from t where id between 9 and 12",
     "insert into t values (9, 'again', 9.5)",
-    "update t set v = 'moved' where id > 1000",
+    "update t set v = 'moved' where id between 1001 and 2000",
     "insert into t values (987655, 'also', 'NaN')",
 ]
 
@@ -313,7 +313,7 @@ def test_a_bad_value_in_the_first_copy_and_the_copy_goes_on_where_it_stopped(sce
     assert journal.copies() in (0, 1)
     assert {found.copy_id for found in journal.records if found.state is TableState.COPYING} <= {record.copy_id}
     assert _differences(scenario) == {"t": (2, 2), "other": (0, 0)}
-    assert _record(scenario).replaced == {"n": 2}
+    assert _record(scenario).replaced["n"] in (2, 3)  # what a chunk saw may come again in the log
 
 
 def test_a_bad_value_in_the_stream_while_the_table_is_copied(scenario) -> None:
