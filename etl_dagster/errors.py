@@ -6,6 +6,7 @@
     ├── ConfigError          a setting is wrong; names the field's path
     ├── SourceError          the source database refuses or is not set up
     │   ├── SlotError        the replication slot is missing, lost, busy or ahead of us
+    │   ├── SourceLocked     somebody's lock on a table hides what the catalogue says of it
     │   └── PublicationError the publication is missing or empty
     │       └── PublicationTooNew it was made after the WAL that the slot has to read
     ├── ProtocolError        bytes that are not what the protocol promises
@@ -86,6 +87,12 @@ class SlotError(SourceError):
     """The replication slot cannot be used."""
 
     default_kind = ErrorKind.SLOT_LOST
+
+
+class SourceLocked(SourceError):
+    """Somebody holds a lock that keeps us from looking at a table for now."""
+
+    default_kind = ErrorKind.SOURCE_UNAVAILABLE
 
 
 class PublicationError(SourceError):

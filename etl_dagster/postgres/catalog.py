@@ -11,6 +11,7 @@ from etl_dagster.postgres.sessions import Connection
 
 # PostgreSQL 14 knows neither column lists nor row filters nor schemas as members.
 _COLUMN_LISTS_SINCE = 150000
+_GENERATED_COLUMNS_SINCE = 180000
 
 # Publishing through the root, the server lists roots; otherwise leaves. `attrs` is null where there is no column list.
 _TABLES = """
@@ -61,6 +62,17 @@ JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = wanted.name
 ORDER BY n.nspname, c.relname
 """
 
+# One table of a publication that publishes all columns of it. Unlike the server's own functions for it, this waits for
+# nobody's lock on the table.
+_WHOLE_TABLE = """
+SELECT c.oid, n.nspname AS schema, c.relname AS name, c.relreplident AS identity, c.relnatts AS natts,
+       c.relkind = 'p' AS is_partitioned, NULL::int2[] AS attnums, NULL::text AS row_filter, b.oid AS publication
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_publication b ON b.pubname = %(publication)s
+WHERE c.oid = %(relation)s
+"""
+_NO_COLUMN_LISTS = "NOT EXISTS (SELECT FROM pg_publication_rel e WHERE e.prpubid = b.oid AND e.prattrs IS NOT NULL)"
+_NO_GENERATED_COLUMNS = "b.pubgencols = 'n'"
+
 # attmissingval is an array of one element of the column's type. Joining the elements of an array prints them as their
 # type does; the text of the array would have to be read again by the rules of that type, whose delimiter may differ.
 _COLUMNS = """
@@ -90,13 +102,12 @@ WHERE a.attrelid = %(relation)s AND a.attnum > %(natts)s AND (
 )
 """
 
-# A deferrable key identifies nothing while a transaction runs, so the server does not send it by default.
+# A deferrable key identifies nothing while a transaction runs: its rows may pass through states with equal keys.
 _KEYS = """
 SELECT i.indrelid AS relation, i.indisprimary AS is_primary, i.indisreplident AS is_identity,
        (i.indkey::int2[])[0:i.indnkeyatts - 1] AS attnums
-FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid
-WHERE i.indrelid = ANY(%(relations)s) AND i.indisvalid AND (i.indisprimary OR i.indisreplident)
-  AND (i.indimmediate OR c.relreplident = 'f')
+FROM pg_index i
+WHERE i.indrelid = ANY(%(relations)s) AND i.indisvalid AND (i.indisprimary OR i.indisreplident) AND i.indimmediate
 """
 
 # An array type is one that its element type names as its array; int2vector and oidvector only look like arrays.
@@ -184,13 +195,14 @@ def published_tables(connection: Connection, publication: str) -> dict[TableId, 
 def current_table(connection: Connection, publication: str, known: TableSchema) -> TableSchema | None:
     """The table of the same OID as it is now, when a row can be carried over from what it was.
 
-    None when it is gone or not published any more, or when it has a new column in which older rows may have a value
-    that nobody can tell.
+    None when it is gone, or when it has a new column in which older rows may have a value that nobody can tell. Its row
+    filter is the one known.
 
     Raises:
         psycopg.Error: Also when the publication does not exist.
     """
-    for table in _describe(connection, _query_tables(connection, publication, known.oid)):
+    for found in _describe(connection, _query_table(connection, publication, known.oid)):
+        table = found.model_copy(update={"row_filter": known.row_filter})
         filled = connection.execute(_FILLED, {"relation": known.oid, "natts": known.natts}).fetchall()
         unknown = {attnum for (attnum,) in filled} - {column.attnum for column in known.columns}
         if not any(column.attnum in unknown and column.missing is None for column in table.columns):
@@ -231,6 +243,18 @@ def _memberships(connection: Connection, tables: Sequence[_Table]) -> dict[int, 
 
 def _is_recent(connection: Connection) -> bool:
     return connection.info.server_version >= _COLUMN_LISTS_SINCE
+
+
+def _query_table(connection: Connection, publication: str, relation: int) -> list[_Table]:
+    """The table of this OID; its row filter is left out."""
+    conditions = [_WHOLE_TABLE]
+    if _is_recent(connection):
+        conditions.append(_NO_COLUMN_LISTS)
+    if connection.info.server_version >= _GENERATED_COLUMNS_SINCE:
+        conditions.append(_NO_GENERATED_COLUMNS)
+    names = {"publication": publication, "relation": relation}
+    found = _rows(connection, " AND ".join(conditions), names, _Table)
+    return found or _query_tables(connection, publication, relation)
 
 
 def _query_tables(connection: Connection, publication: str, relation: int | None = None) -> list[_Table]:

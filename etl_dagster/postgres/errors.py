@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import psycopg
 
-from etl_dagster.errors import ErrorKind, EtlError, PublicationError, SlotError, SourceError, TableError
+from etl_dagster.errors import ErrorKind, EtlError, PublicationError, SlotError, SourceError, SourceLocked, TableError
 
 
 class Refusal(NamedTuple):
@@ -95,7 +95,7 @@ BY_SQLSTATE: dict[str, Refusal] = {
     "53300": Refusal(SourceError, ErrorKind.SOURCE_UNAVAILABLE, "Close connections, or raise max_connections"),
     "53400": _SLOTS_FULL,
     "55006": _SLOT_BUSY,
-    "55P03": Refusal(SourceError, ErrorKind.SOURCE_UNAVAILABLE, "Another session holds a lock; it is tried again"),
+    "55P03": Refusal(SourceLocked, ErrorKind.SOURCE_UNAVAILABLE, "Another session holds a lock; it is tried again"),
     "57014": Refusal(SourceError, ErrorKind.SOURCE_UNAVAILABLE, "Raise statement_timeout_ms if this happens often"),
     "57P01": _UNAVAILABLE,
     "57P02": _UNAVAILABLE,

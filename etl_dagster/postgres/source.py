@@ -132,12 +132,9 @@ class PostgresSource:
             return catalog.published_tables(connection, self._publication)
 
     def describe(self, table: TableSchema) -> TableSchema | None:
-        """The table of the same OID as it is now.
-
-        None when it is gone or not published any more, and when it has a new column (one that ``table`` lacks) in which
-        older rows may have a value that nobody can tell: then it has to be copied again.
-        """
-        with self._sessions.ordinary(f"cannot read table {table.id} in the catalogue") as connection:
+        doing = f"cannot read table {table.id} in the catalogue"
+        with self._sessions.ordinary(doing) as connection, connection.transaction():
+            connection.execute(_IMPATIENT)
             return catalog.current_table(connection, self._publication, table)
 
     def files(self, tables: Sequence[TableSchema]) -> dict[TableId, list[partitions.RelationFile]]:

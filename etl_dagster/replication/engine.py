@@ -35,6 +35,8 @@ from etl_dagster.retry import Retrier
 from etl_dagster.settings import ReplicationSettings
 from etl_dagster.store.base import Store, TableRecord, TableState
 
+_NEVER = float("-inf")
+
 
 class Stop(Protocol):
     """Asks a long call to end after what it is doing now; `threading.Event` is one."""
@@ -83,7 +85,8 @@ class Replicator:
         self._sizer = WindowSizer(self._settings)
         self._piece_bytes = min(self._settings.piece_bytes, destination.capabilities.piece_bytes)
         self._woken = threading.Event()
-        self._refreshed_at = self._beaten_at = 0.0
+        self._refreshed_at = self._beaten_at = _NEVER
+        self._told = ""
         self._stack = ExitStack()
         self._retrier = Retrier("the stream", when=_worth_retrying)
 
@@ -103,6 +106,8 @@ class Replicator:
             for record in self._tables.in_state(TableState.COPIED):
                 self._reporter.table_changed(record)  # it is this process that finishes what another one has copied
             agree_with_destination(self._destination, self._tables, self._slot)
+            # Windows begin where the last one ended, even when it was not told: no older schema comes again.
+            self._source.advance_slot(self._slot.position)
             self._copier = Copier(
                 self._source, self._destination, self._store, self._settings, self._reporter, self._woken.set
             )
@@ -152,11 +157,11 @@ class Replicator:
     def sync(self, *, stop: Stop | None = None) -> None:
         """Copy what needs it and catch up to the source's present end."""
         goal = self._source.current_position()
-        self._run(lambda: passed(self.position, goal) and not self._tables.unfinished(), stop)
+        self._run(lambda: passed(self.position, goal) and not self._unfinished(), stop)
 
     def copy(self, *, stop: Stop | None = None) -> None:
         """Go on until no table waits for its copy; the stream is applied meanwhile."""
-        self._run(lambda: not self._tables.unfinished(), stop)
+        self._run(lambda: not self._unfinished(), stop)
 
     def apply(self, *, until: Lsn | None = None, budget_seconds: float = 0.0, stop: Stop | None = None) -> None:
         """Apply the stream up to ``until`` (the source's present end when not given), then go on within the budget."""
@@ -194,6 +199,7 @@ class Replicator:
     def step(self) -> bool:
         """One pass of the loop; False when there was nothing to do."""
         if monotonic() - self._refreshed_at >= self._settings.refresh_seconds:
+            self._keep_publication()
             self._refresh_if_possible()
         self._beat()
         self._adopt_requests()
@@ -214,6 +220,7 @@ class Replicator:
         wanted = [record for record in self._tables.in_state(TableState.QUARANTINED) if record.resume]
         for record in wanted:
             self._quarantine.bring_back(record, self.position)
+            self._refreshed_at = _NEVER  # nobody has followed its columns meanwhile
         return [record.table for record in wanted]
 
     def _beat(self) -> None:
@@ -225,6 +232,15 @@ class Replicator:
         self._catalogue.refresh(self.position)
         self._refreshed_at = monotonic()
 
+    def _keep_publication(self) -> None:
+        """Let tables join that were created meanwhile, where the publication follows the configuration."""
+        try:
+            self._source.prepare_publication()
+        except EtlError as error:
+            if error.message != self._told:
+                self._reporter.notice(f"The publication stays as it is: {error}")
+            self._told = error.message
+
     def _refresh_if_possible(self) -> None:
         """Go on with the picture that we have while somebody's lock on a table hides the catalogue's."""
         try:
@@ -234,6 +250,10 @@ class Replicator:
                 raise
             self._reporter.notice(f"{error.message}; the publication is looked at again later")
             self._refreshed_at = monotonic()
+
+    def _unfinished(self) -> bool:
+        stale = self._refreshed_at == _NEVER
+        return bool(stale or self._tables.unfinished() or self._catalogue.has_silent)
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
@@ -314,6 +334,8 @@ class Replicator:
             self._sizer.learn(window.changes, seconds, window.reread_bytes)
         self._take_notice(window)
         self._advance(window, wrote=first is not None)
+        for schema in window.evolved.values():
+            self._catalogue.evolved(schema, window.position)
         self._reporter.batch_applied(
             BatchReport(
                 start=start,
@@ -344,13 +366,14 @@ class Replicator:
         self._store.save_slot(self._slot)
 
     def _take_notice(self, window: Window) -> None:
-        """Of tables that changed their columns, and of values that the policy replaced."""
+        """Of what must be known of the window before it counts as read."""
         for table, replaced in window.replaced.items():
             self._tables.count_replaced(table, replaced)
-        for schema in window.evolved.values():
-            self._catalogue.evolved(schema, window.position)
+        for table in window.evolved:
+            self._catalogue.outdated_copy(table)
         for table, reason in window.drifted.items():
-            self._catalogue.drifted(table, reason, self.position)
+            self._catalogue.drifted(table, reason)
+            self._refreshed_at = _NEVER
 
     # -- copies -------------------------------------------------------------------------------------------------------
 

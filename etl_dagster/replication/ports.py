@@ -197,7 +197,11 @@ class Source(Protocol):
         ...
 
     def describe(self, table: TableSchema) -> TableSchema | None:
-        """The table of the same OID as the catalogue has it now; None when it is gone or no longer published."""
+        """The table of the same OID as the catalogue has it now, but for its row filter.
+
+        None when it is gone, or when it has a new column in which older rows may have values that nobody can tell.
+        Raises `SourceLocked` where somebody's lock hides it.
+        """
         ...
 
     def files(self, tables: Sequence[TableSchema]) -> Mapping[TableId, Sequence[RelationFile]]:

@@ -48,6 +48,7 @@ class Quarantine:
         schema = self._choices.apply(known)
         if change := difference(known, schema):
             self._tables.recopy(record.table, change, live=False)
+            self._tables.save_schema(schema, position)
             return
         try:
             self._replay(record, schema, position)
@@ -65,13 +66,14 @@ class Quarantine:
         decoder = StreamDecoder({schema.oid: schema}, look=self._catalogue.look)
         events = (decoder.replay(raw) for raw in self._destination.read_held(schema))
         self._destination.write_events(EventBatch(pieces(events, routes, self._piece_bytes), lambda: position, routes))
-        self._tables.resume(table)
         for replaced in decoder.replaced.values():
             self._tables.count_replaced(table, replaced)
+        self._tables.resume(table)
         for evolved in decoder.evolved.values():
+            self._catalogue.outdated_copy(table)
             self._catalogue.evolved(evolved, position)
         for reason in decoder.drifted.values():
-            self._catalogue.drifted(table, reason, position)
+            self._catalogue.drifted(table, reason)
         self._destination.release_table(table)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from etl_dagster.destinations.base import Destination
+from etl_dagster.errors import SourceLocked
 from etl_dagster.model import EventBatch, Landing, Lsn, Route, TableChoices, TableEvents, TableId, TableSchema
 from etl_dagster.replication.copying import Copier
 from etl_dagster.replication.difference import column_changes, difference, same_columns
@@ -82,23 +83,35 @@ class Catalogue:
         """A copy has begun."""
         self._not_before.pop(table, None)
 
-    def drifted(self, table: TableId, reason: str, position: Lsn) -> None:
-        """Copy a table afresh that changed in a way that cannot be followed; readers keep what they have until then."""
+    def drifted(self, table: TableId, reason: str) -> None:
+        """Copy a table afresh that changed in a way that cannot be followed, once the catalogue was read again.
+
+        Readers keep what they have until then.
+        """
         self._copy_afresh(table, f"its schema changed in the source: {reason}", live=False)
         self._not_before[table] = _UNKNOWN_LSN
-        self.refresh(position)
+
+    def outdated_copy(self, table: TableId) -> None:
+        """The stream has brought other columns than those that the table's running copy, if there is one, knows."""
+        record = self._tables.records[table]
+        if record.state in COPYING_STATES:
+            self._copy_afresh(table, "its columns changed while it was copied", live=record.live)
 
     def evolved(self, schema: TableSchema, position: Lsn) -> None:
-        """The stream has brought other columns, which the destination has by now."""
-        known, record = self._tables.schemas[schema.id], self._tables.records[schema.id]
+        """The stream has brought other columns, which the destination has by now.
+
+        Known before the position is, an older schema could come again and contradict the newer one.
+        """
+        known = self._tables.schemas[schema.id]
         self._tables.save_schema(schema, position)
         self._reporter.schema_changed(schema.id, schema, column_changes(known, schema))
-        if record.state in COPYING_STATES:
-            self._copy_afresh(schema.id, "its columns changed while it was copied", live=record.live)
 
     def look(self, known: TableSchema) -> TableSchema | None:
         """How a table is now that the stream contradicts; None when its older rows have values that nobody tells us."""
-        found = self._source.describe(known)
+        try:
+            found = self._source.describe(known)
+        except SourceLocked:  # by who alters it again; to wait would hold up all the other tables
+            return None
         if found is None:
             return None
         now = self._choices.apply(found)
@@ -106,6 +119,11 @@ class Catalogue:
         if untold and self._rewritten(known):
             return None
         return now
+
+    @property
+    def has_silent(self) -> bool:
+        """Columns have changed that `follow_silent` is to bring."""
+        return bool(self._silent)
 
     def follow_silent(self, position: Lsn) -> bool:
         """Bring columns that changed without any row that would have told; returns whether there were any."""
