@@ -116,7 +116,7 @@ class Replicator:
                 self._source, self._destination, self._tables, self._copier, self._choices, self._reporter
             )
             self._quarantine = Quarantine(
-                self._destination, self._tables, self._catalogue, self._choices, self._piece_bytes
+                self._destination, self._tables, self._catalogue, self._choices, self._reporter, self._piece_bytes
             )
             # What lives by now stays: without it, looking for garbage among imported modules takes 4 % of a copy.
             gc.freeze()
@@ -167,7 +167,7 @@ class Replicator:
         """Apply the stream up to ``until`` (the source's present end when not given), then go on within the budget."""
         goal = until if until is not None else self._source.current_position()
         deadline = monotonic() + budget_seconds
-        self._run(lambda: passed(self.position, goal) and monotonic() >= deadline, stop)
+        self._run(lambda: passed(self.position, goal) and not self._to_resume() and monotonic() >= deadline, stop)
 
     def follow(self, *, stop: Stop) -> None:
         """Go on until asked to stop."""
@@ -216,8 +216,11 @@ class Replicator:
                 self._copier.drop(record.table)
             self._refresh()
 
+    def _to_resume(self) -> Sequence[TableRecord]:
+        return [record for record in self._tables.in_state(TableState.QUARANTINED) if record.resume]
+
     def _resume_quarantined(self) -> Sequence[TableId]:
-        wanted = [record for record in self._tables.in_state(TableState.QUARANTINED) if record.resume]
+        wanted = self._to_resume()
         for record in wanted:
             self._quarantine.bring_back(record, self.position)
             self._refreshed_at = _NEVER  # nobody has followed its columns meanwhile

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+from time import monotonic
+
 from etl_dagster.destinations.base import Destination
 from etl_dagster.errors import EtlError
 from etl_dagster.model import EventBatch, Lsn, Route, TableChoices, TableId, TableSchema
@@ -9,6 +12,7 @@ from etl_dagster.pgoutput import StreamDecoder
 from etl_dagster.replication.difference import difference
 from etl_dagster.replication.policy import Action, action_for
 from etl_dagster.replication.refresh import Catalogue
+from etl_dagster.replication.report import BatchReport, Reporter
 from etl_dagster.replication.stream import pieces
 from etl_dagster.replication.tables import COPYING_STATES, Tables
 from etl_dagster.store.base import TableRecord, TableState
@@ -25,12 +29,14 @@ class Quarantine:
         tables: Tables,
         catalogue: Catalogue,
         choices: TableChoices,
+        reporter: Reporter,
         piece_bytes: int,
     ) -> None:
         self._destination = destination
         self._tables = tables
         self._catalogue = catalogue
         self._choices = choices
+        self._reporter = reporter
         self._piece_bytes = piece_bytes
 
     def take_out(self, table: TableId, error: EtlError, position: Lsn) -> None:
@@ -65,7 +71,23 @@ class Quarantine:
         routes = {table: Route(live=record.live, log=log)}
         decoder = StreamDecoder({schema.oid: schema}, look=self._catalogue.look)
         events = (decoder.replay(raw) for raw in self._destination.read_held(schema))
-        self._destination.write_events(EventBatch(pieces(events, routes, self._piece_bytes), lambda: position, routes))
+        batch = EventBatch(pieces(events, routes, self._piece_bytes), lambda: position, routes)
+        began = monotonic()
+        result = self._destination.write_events(batch)
+        self._reporter.batch_applied(
+            BatchReport(
+                start=position,
+                position=position,
+                changes={table: count for table, count in result.changes.items() if count},
+                transactions=0,
+                bytes=0,
+                read_seconds=0.0,
+                write_seconds=monotonic() - began,
+                newest_commit=None,
+                finished_at=datetime.now(UTC),
+                replaced=decoder.replaced,
+            )
+        )
         for replaced in decoder.replaced.values():
             self._tables.count_replaced(table, replaced)
         self._tables.resume(table)
