@@ -65,6 +65,9 @@ class CopyOut:
         self._secrets = secrets
         self._table = table
         self._finished = False
+        # The texts of such a database may be anything. Asked for UTF-8, the server would refuse the whole COPY for one
+        # that is not.
+        self._has_no_encoding = connection.info.parameter_status("server_encoding") == "SQL_ASCII"
         self._socket = socket.socket(fileno=os.dup(connection.pgconn.socket))
         self._blocks: queue.Queue[Frames | BaseException | None] = queue.Queue(BLOCKS_AHEAD)
         read = self._read_libpq if through_libpq or _is_encrypted(connection) else self._read_socket
@@ -72,6 +75,8 @@ class CopyOut:
         self._thread = threading.Thread(target=self._read_ahead, name="copy-out", daemon=True)
 
     def __enter__(self) -> Self:
+        if self._has_no_encoding:
+            self._connection.execute("SET client_encoding TO 'SQL_ASCII'")
         self._thread.start()
         return self
 
@@ -82,6 +87,8 @@ class CopyOut:
             self._stop()
         self._thread.join()
         self._socket.close()
+        if self._has_no_encoding and not self._connection.closed:
+            self._connection.execute("SET client_encoding TO 'UTF8'")
 
     def __iter__(self) -> Iterator[Frames]:
         while (block := self._blocks.get()) is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import psycopg
@@ -11,9 +12,12 @@ import pyarrow as pa
 import pytest
 from pydantic import SecretStr
 
+from etl_dagster.config import PipelineConfig
 from etl_dagster.model import TableId, TableSchema
+from etl_dagster.pipeline import Pipeline
 from etl_dagster.postgres import PostgresConfig, PostgresSource, PublicationConfig, SlotConfig, SourceConfig
 from etl_dagster.postgres.text import to_text
+from etl_dagster.store.base import TableState
 from etl_dagster.testing.server import PostgresServer
 from tests.conftest import ExternalServer, fresh_database
 from tests.types.test_every_type import by_id, differing, read_copy, read_stream
@@ -124,3 +128,40 @@ def test_a_single_byte_looks_the_same_on_every_way_and_version(pg_server: Server
         if opened.connection.info.server_version >= 160000:
             assert execute_texts(opened, "select concat(v) from t order by id") == expected
         assert [differing(table, ways[0], other) for other in ways[1:]] == [{}, {}]
+
+
+def test_text_of_no_encoding_takes_out_its_table_alone(pg_server: Server, tmp_path: Path) -> None:
+    """A database of encoding SQL_ASCII holds any bytes."""
+    made = "create table good (id int primary key, v text); create table bad (id int primary key, v text); " + HARD
+    with source_of(pg_server, "SQL_ASCII", made) as opened:
+        config = {
+            "name": "test",
+            "source": {
+                "connection": {"dsn": opened.source.config.connection.dsn},
+                "publication": {"name": "p", "create": False},
+                "slot": {"name": f"own_{opened.connection.info.backend_pid}"},
+            },
+            "destination": {"type": "duckdb", "path": str(tmp_path / "test.duckdb")},
+            "store": {"type": "sqlite", "path": str(tmp_path / "test.sqlite")},
+        }
+        with closing(Pipeline(PipelineConfig.model_validate(config))) as pipeline:
+            execute(opened.connection, "insert into good values (1, 'é'); insert into bad values (1, 'é')")
+            with pipeline.replicator() as replicator:
+                replicator.sync()
+            execute(opened.connection, "insert into good values (2, 'later'); insert into bad values (42, e'\\xff')")
+            with pipeline.replicator() as replicator:
+                replicator.sync()
+            states = {record.table.name: record for record in pipeline.status().tables}
+            assert states["good"].state is TableState.READY
+            assert states["bad"].state is TableState.QUARANTINED
+            assert "(row with id = 42)" in states["bad"].reason
+            choices = {"public.bad": {"values": "clamp"}}
+            lenient = PipelineConfig.model_validate({**config, "tables": choices})
+        with closing(Pipeline(lenient)) as pipeline:
+            pipeline.request_resync(TableId("public", "bad"))
+            with pipeline.replicator() as replicator:
+                replicator.sync()
+            assert [record.replaced for record in pipeline.status().tables if record.replaced] == [{"v": 1}]
+            assert pipeline.compare()[TableId("public", "good")].equal
+            drop = "select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name like 'own_%'"
+            execute(opened.connection, drop)

@@ -41,10 +41,12 @@ class HeldLogs:
         self._owner = owner
 
     def all(self) -> Mapping[TableId, HeldLog]:
-        sql = "SELECT schema_name, table_name, lsn, log FROM _etl.held WHERE pipeline = ?"
+        # No parameters: DuckDB would import pandas for them, also where nothing is held.
+        sql = "SELECT pipeline, schema_name, table_name, lsn, log FROM _etl.held"
         found = [
             HeldLog(TableId(schema, name), Lsn(lsn), quoted("_etl", log))
-            for schema, name, lsn, log in self._session.rows(sql, [self._owner])
+            for pipeline, schema, name, lsn, log in self._session.rows(sql)
+            if pipeline == self._owner
         ]
         return {each.table: each for each in found}
 

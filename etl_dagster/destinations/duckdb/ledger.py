@@ -35,6 +35,11 @@ CREATE TABLE IF NOT EXISTS _etl.held
     (schema_name VARCHAR, table_name VARCHAR, pipeline VARCHAR, lsn UBIGINT, log VARCHAR);
 """
 _OF_TABLE = "WHERE schema_name = ? AND table_name = ?"
+# Without parameters, for which DuckDB would import pandas, every time that a file is opened.
+_IS_PRESENT = """
+SELECT 1 FROM duckdb_columns()
+WHERE database_name = current_database() AND schema_name = '_etl' AND table_name = 'chunks' AND column_name = 'snapshot'
+"""
 _OTHER_PIPELINE = "Give one of the pipelines another file, or publish the table in one of them only"
 _STRANGE_TABLE = "Rename or drop that table, or give the pipeline another file; then re-sync it"
 _OTHER_FILE = "Give the file another name, or leave the schema out"
@@ -81,7 +86,7 @@ class Ledger:
 
     def create(self) -> None:
         self._session.run(_CREATE)
-        if "snapshot" not in self.columns(SCHEMA, "chunks"):
+        if not self._session.rows(_IS_PRESENT):
             self._renew()
 
     def _renew(self) -> None:
