@@ -86,9 +86,10 @@ def partitions(scenario, way: str) -> Any:
     made.close()
 
 
-@pytest.fixture(params=[False, True], ids=["running", "restarted"])
-def both(scenario, way: str, request) -> Any:
-    made = Partitions(scenario, way, restarts=request.param)
+@pytest.fixture(params=[(ROOT, False), (ROOT, True), (LEAVES, False)], ids=[ROOT, f"{ROOT}, restarted", LEAVES])
+def both(scenario, request) -> Any:
+    way, restarts = request.param
+    made = Partitions(scenario, way, restarts=restarts)
     yield made
     made.close()
 
