@@ -122,6 +122,7 @@ class TableSchema(FrozenModel):
             make the table a member; new ones mean that changes may have gone unpublished. Empty when unknown.
         natts: Highest attnum that the table has ever given out; columns beyond it are new. 0 when unknown.
         landing: How changes land.
+        left_out: Names of generated columns, which the publication does not carry.
     """
 
     id: TableId
@@ -132,6 +133,7 @@ class TableSchema(FrozenModel):
     membership: tuple[int, ...] = ()
     natts: int = 0
     landing: Landing = Landing.MIRROR
+    left_out: tuple[str, ...] = ()
 
     def altered(self, **changes: Any) -> Self:
         """A copy with other fields."""

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from etl_dagster.arrow import binary_array, read_column, reads_text
+from etl_dagster.arrow.sample import tell_row
 from etl_dagster.arrow.taking import taking
 from etl_dagster.errors import InternalError, ValueUnrepresentable
 from etl_dagster.model import ChangeKind, ChangeSet, Column, Landing, TableSchema
@@ -33,10 +34,6 @@ from etl_dagster.pgwire import Fields, gather
 
 _KINDS = np.zeros(256, np.int8)
 _KINDS[list(b"IUD")] = (ChangeKind.INSERT, ChangeKind.UPDATE, ChangeKind.DELETE)
-
-
-# How much of a key's text a message shows.
-_SHOWN = 60
 
 _Rows = npt.NDArray[np.intp]
 
@@ -79,9 +76,7 @@ def read_changes(
             xid=places.xid(rows) if table.landing is Landing.CHANGELOG else None,
         )
     except ValueUnrepresentable as error:
-        error.table = str(table.id)
-        if key := reader.key_of(error):
-            error.message = f"{error.message} (row with {key})"
+        tell_row(error, table, reader.fields_of)
         raise
 
 
@@ -156,22 +151,10 @@ class _Reader:
         fields = [self._binding.schema.field(index) for index in self._table.identity_indexes]
         return moved, pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
 
-    def key_of(self, error: ValueUnrepresentable) -> str:
-        """The key of the row that an error is about, for people; empty when it cannot be told."""
-        key = self._table.key
-        if error.row is None or not 0 <= error.row < len(self.tags) or error.column in {column.name for column in key}:
-            return ""
-        found = np.array([error.row], np.intp)
-        shown = []
-        for index in self._table.key_indexes:
-            column, place = self._columns[index]
-            values = self._tuples_of(column).new[place].at(found)
-            try:
-                shown.append(f"{column.name} = {_plain(self._decode(column, values, Counter())[0])}")
-            except (ValueUnrepresentable, ValueError, OverflowError):
-                return ""
-        text = ", ".join(shown)
-        return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
+    def fields_of(self, column: Column) -> tuple[Fields, bool]:
+        """The values of a column after the changes, and whether they are text."""
+        values = self._tuples_of(column).new[self._columns[self._table.columns.index(column)][1]]
+        return values.fields, not values.plain and bool((values.kinds == TEXT).any())
 
     def _narrow_deletes(self, markers: Bytes) -> Mask | None:
         """Deletes that came with their whole row, of which only the identity is told; None when there are none."""
@@ -236,11 +219,6 @@ class _Reader:
                 f"Column {column.name!r} of type {column.type.name} is read as text, which was not given",
                 table=str(self._table.id),
             )
-
-
-def _plain(value: pa.Scalar) -> str:
-    found = value.as_py()
-    return found.hex() if isinstance(found, bytes) else str(found)
 
 
 def _same(left: Fields, right: Fields) -> Mask:

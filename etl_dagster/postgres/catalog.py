@@ -11,7 +11,7 @@ from etl_dagster.postgres.sessions import Connection
 
 # PostgreSQL 14 knows neither column lists nor row filters nor schemas as members.
 _COLUMN_LISTS_SINCE = 150000
-_GENERATED_COLUMNS_SINCE = 180000
+GENERATED_COLUMNS_SINCE = 180000
 
 # Publishing through the root, the server lists roots; otherwise leaves. `attrs` is null where there is no column list.
 _TABLES = """
@@ -250,7 +250,7 @@ def _query_table(connection: Connection, publication: str, relation: int) -> lis
     conditions = [_WHOLE_TABLE]
     if _is_recent(connection):
         conditions.append(_NO_COLUMN_LISTS)
-    if connection.info.server_version >= _GENERATED_COLUMNS_SINCE:
+    if connection.info.server_version >= GENERATED_COLUMNS_SINCE:
         conditions.append(_NO_GENERATED_COLUMNS)
     names = {"publication": publication, "relation": relation}
     found = _rows(connection, " AND ".join(conditions), names, _Table)
@@ -294,6 +294,7 @@ def _schema(
         replica_identity=ReplicaIdentity(table.identity),
         row_filter=table.row_filter,
         membership=membership,
+        left_out=tuple(a.name for a in attributes if a.generated and not _is_published(a, table.attnums)),
         natts=table.natts,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from etl_dagster.model import ReplicaIdentity, TableSchema
 from etl_dagster.postgres import catalog, grants, publication
@@ -117,7 +117,19 @@ def check_tables(connection: Connection, config: SourceConfig) -> Iterator[Check
         yield _keyless(table)
     if tables and not keyless:
         yield CheckResult("keys", True, f"all {len(tables)} tables have a key")
+    yield from _left_out(connection, config, tables)
     yield from _refused_writes(connection, config, tables)
+
+
+def _left_out(connection: Connection, config: SourceConfig, tables: Sequence[TableSchema]) -> Iterator[CheckResult]:
+    found = [f"{table.id}.{name}" for table in tables for name in table.left_out]
+    if not found:
+        return
+    hint = ""
+    if connection.info.server_version >= catalog.GENERATED_COLUMNS_SINCE:
+        name = quoted(connection, config.publication.name)
+        hint = f"; ALTER PUBLICATION {name} SET (publish_generated_columns = stored) brings those that are stored"
+    yield CheckResult("generated columns", True, f"left out: {listed(found)}{hint}")
 
 
 def _keyless(table: TableSchema) -> CheckResult:

@@ -181,6 +181,8 @@ class Replicator:
             if not self._catalogue.may_begin(record.table, self.position):
                 continue
             schema = self._tables.schemas[record.table]
+            if schema.left_out:
+                self._reporter.notice(f"{schema.id} is copied without generated columns: {', '.join(schema.left_out)}")
             target = CopyTarget(schema, f"{schema.oid}_{uuid.uuid4().hex[:12]}")
             self._destination.truncate_table(target)
             self._tables.move(

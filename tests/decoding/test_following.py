@@ -276,7 +276,7 @@ def test_a_value_that_cannot_be_held_is_named_by_its_key(stream: Stream, connect
     assert "secret" not in str(caught.value)
 
 
-def test_a_long_key_is_cut_and_a_key_that_fails_is_not_told(stream: Stream, connection: Connection) -> None:
+def test_a_long_key_is_cut_and_a_key_that_fails_is_not_shown(stream: Stream, connection: Connection) -> None:
     execute(connection, "create table odd (k text, n numeric(9,2), v numeric(9,2), primary key (k, n))")
     execute(connection, "insert into odd values (repeat('k', 500), 1, 'NaN')")
     with pytest.raises(ValueUnrepresentable, match=r"row with k = k+…") as caught:
@@ -286,7 +286,7 @@ def test_a_long_key_is_cut_and_a_key_that_fails_is_not_told(stream: Stream, conn
     execute(connection, "insert into odd values ('k', 'NaN', 1)")
     with pytest.raises(ValueUnrepresentable) as caught:
         StreamDecoder(known(stream, "odd")).feed(stream.peek())
-    assert "row with" not in caught.value.message
+    assert caught.value.message.endswith("(row with k = k, n = ?)")
 
 
 def test_values_replaced_by_policy_are_counted(stream: Stream, connection: Connection) -> None:

@@ -220,3 +220,13 @@ def test_a_time_limit_for_idle_slots_is_told(new_server: NewServer) -> None:
 
     assert "7200 s" in line(results, "idle_replication_slot_timeout").detail
     assert "10240 MB" in line(results, "max_slot_wal_keep_size").detail
+
+
+def test_generated_columns_that_are_left_out_are_named(connect: Connect, database: str) -> None:
+    admin = connect()
+    admin.execute("create table t (id int primary key, twice int generated always as (id * 2) stored)")
+    admin.execute("create publication p for table t")
+    (line,) = [each for each in check(source_config(database)) if each.name == "generated columns"]
+    assert line.passed
+    assert "public.t.twice" in line.detail
+    assert ("publish_generated_columns" in line.detail) == (admin.info.server_version >= 180000)
