@@ -39,7 +39,11 @@ class ReplicationSettings(FrozenModel):
     busy_slot_timeout_seconds: float = Field(
         BUSY_SLOT_TIMEOUT_SECONDS, ge=0, description="How long to wait for a slot that a dead client still holds"
     )
-    refresh_seconds: float = Field(REFRESH_SECONDS, gt=0, description="How often the publication is looked at again")
+    refresh_seconds: float = Field(
+        REFRESH_SECONDS,
+        gt=0,
+        description="How often the publication is looked at again; seldomer where it holds thousands of tables",
+    )
     barrier_notice_seconds: float = Field(
         BARRIER_NOTICE_SECONDS, gt=0, description="After how long a copy says which transactions it waits for"
     )

@@ -36,6 +36,8 @@ from etl_dagster.settings import ReplicationSettings
 from etl_dagster.store.base import Store, TableRecord, TableState
 
 _NEVER = float("-inf")
+# To look at many thousand tables takes a second; it shall be a small share of the time.
+_LONG_LOOK_SECONDS, _REFRESH_PAUSE = 0.25, 20
 
 
 class Stop(Protocol):
@@ -86,6 +88,7 @@ class Replicator:
         self._piece_bytes = min(self._settings.piece_bytes, destination.capabilities.piece_bytes)
         self._woken = threading.Event()
         self._refreshed_at = self._beaten_at = _NEVER
+        self._refresh_pause = 0.0
         self._told = ""
         self._stack = ExitStack()
         self._retrier = Retrier("the stream", when=_worth_retrying)
@@ -200,7 +203,7 @@ class Replicator:
 
     def step(self) -> bool:
         """One pass of the loop; False when there was nothing to do."""
-        if monotonic() - self._refreshed_at >= self._settings.refresh_seconds:
+        if monotonic() >= self._refreshed_at + max(self._settings.refresh_seconds, self._refresh_pause):
             self._keep_publication()
             self._refresh_if_possible()
         self._beat()
@@ -234,8 +237,11 @@ class Replicator:
             self._beaten_at = monotonic()
 
     def _refresh(self) -> None:
+        began = monotonic()
         self._catalogue.refresh(self.position)
         self._refreshed_at = monotonic()
+        took = self._refreshed_at - began
+        self._refresh_pause = _REFRESH_PAUSE * took if took > _LONG_LOOK_SECONDS else 0.0
 
     def _keep_publication(self) -> None:
         """Let tables join that were created meanwhile, where the publication follows the configuration."""
