@@ -173,6 +173,30 @@ def test_only_servers_that_know_failover_slots_are_asked_for_one(database: str) 
 
 
 @pytest.mark.since(17)
+@pytest.mark.parametrize("rows", [10, 60_000], ids=["ends before", "has gone past"])
+def test_what_a_failover_lost_is_noticed_by_the_timeline(
+    primary: PostgresServer, standby: PostgresServer, admin: psycopg.Connection[Any], reader: Reader, rows: int
+) -> None:
+    """Whether the new primary ends before the position that the destination has, or has gone past it since."""
+    reader.sync()
+    until_synced(admin, standby, reader)
+    standby.stop()
+    admin.execute("insert into t select i, 'lost' from generate_series(1001, 30000) i")
+    reader.sync()
+    admin.close()
+    primary.stop(mode="immediate")  # before the standby is back, or it would catch up
+    standby.start()
+    with psycopg.connect(standby.dsn, autocommit=True) as follower:
+        assert one(follower, "select pg_promote()") == (True,)
+    with psycopg.connect(standby.dsn, autocommit=True) as promoted:
+        promoted.execute(f"insert into t select i, 'new' from generate_series(100001, 100000 + {rows}) i")
+    reader.connect(standby.dsn)
+    summary = reader.sync()
+    assert any("copied afresh" in notice for notice in summary.notices)
+    assert reader.equal_rows()["t"] >= rows
+
+
+@pytest.mark.since(17)
 def test_a_promoted_standby_that_lacks_wal_gives_its_positions_anew(
     primary: PostgresServer, standby: PostgresServer, admin: psycopg.Connection[Any], reader: Reader
 ) -> None:
@@ -181,13 +205,15 @@ def test_a_promoted_standby_that_lacks_wal_gives_its_positions_anew(
     until_synced(admin, standby, reader)
     config = reader.pipeline.config.source
     standby.stop()
-    admin.execute("insert into t select i, 'lost' from generate_series(1001, 2000) i")
+    admin.execute("insert into t select i, 'lost' from generate_series(1001, 50000) i")
     reader.sync()
     ahead = reader.pipeline.status().position
     assert ahead is not None
     admin.close()
+    primary.stop(mode="immediate")  # before the standby is back, or it would catch up
     standby.start()
-    promote(primary, standby, mode="immediate")
+    with psycopg.connect(standby.dsn, autocommit=True) as follower:
+        assert one(follower, "select pg_promote()") == (True,)
 
     there = config.model_copy(update={"connection": source_config(standby.dsn).connection})
     with closing(PostgresSource(there)) as source, psycopg.connect(standby.dsn, autocommit=True) as promoted:
