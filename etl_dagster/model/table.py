@@ -118,8 +118,9 @@ class TableSchema(FrozenModel):
     Generated columns that the publication leaves out are not among ``columns``.
 
     Attributes:
-        membership: OID of the publication, then those of its entries (for the table, its ancestors, its schema) that
-            make the table a member; new ones mean that changes may have gone unpublished. Empty when unknown.
+        membership: A number that tells the publication and how it was altered last, then those of its entries (for the
+            table, its ancestors, their schemas) that make the table a member; new ones mean that changes may have gone
+            unpublished. Empty when unknown.
         natts: Highest attnum that the table has ever given out; columns beyond it are new. 0 when unknown.
         landing: How changes land.
         left_out: Names of generated columns, which the publication does not carry.

