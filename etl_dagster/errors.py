@@ -12,6 +12,7 @@
     ├── ProtocolError        bytes that are not what the protocol promises
     ├── ValueUnrepresentable a value that the column's Arrow type cannot hold
     ├── TableError           one table cannot be replicated as it stands
+    │   └── RowIncomplete    a change left a value out, and nothing at the destination can give it
     ├── DestinationError     the destination refuses
     ├── StateError           the state store refuses, or another instance holds the pipeline
     └── InternalError        our own mistake
@@ -149,6 +150,20 @@ class TableError(EtlError):
     """One table cannot be replicated as it stands."""
 
     default_kind = ErrorKind.TABLE
+
+
+class RowIncomplete(TableError):
+    """A change left out a large value that nothing at the destination can give; only a copy afresh can.
+
+    It happens when an update brings a row into a publication's row filter, since that comes as an insert.
+    """
+
+    def __init__(self, table: str) -> None:
+        super().__init__(
+            f"{table}: a change left out a large value that the destination does not have",
+            hint="It is copied afresh by itself; REPLICA IDENTITY FULL has the source send such values",
+            table=table,
+        )
 
 
 class DestinationError(EtlError):

@@ -9,6 +9,8 @@ It asks one thing of a destination: delete first, insert afterwards, since it ma
 
 An update leaves out TOASTed values that it did not change. They are taken from the row's earlier changes, followed
 through its keys; what stands in none of them stays *unresolved*, to be taken from the row that the destination holds.
+An insert may leave them out too, when an update brings the row into a row filter. No earlier change of its key is
+about that row, nor is what the destination holds: such a row is *fresh*.
 
 Where deleted rows are kept, one that leaves its key stays there as a tombstone: an update to kind DELETE that changes
 no value. So its values are found as unchanged ones are.
@@ -44,8 +46,10 @@ class Unresolved:
         rows: Positions of these rows within `Compacted.upserts`; the other attributes are aligned with it.
         columns: For each column (by position) with unresolved values, the mask of rows that miss it.
         source_keys: The key under which the row stood before the batch: its own, if it never moved.
-        origin_lsn: Commit of the change that moved the row onto its present key, 0 when it always stood there.
+        origin_lsn: Commit of the change that brought the row to its present key, 0 when it always stood there.
         optional: Mask of tombstones, whose values may stay null when they are found nowhere.
+        fresh: Mask of rows that an insert brought; no row from before the batch can give their values, only one that
+            was read at the source after ``origin_lsn``.
     """
 
     rows: _Ints
@@ -53,6 +57,7 @@ class Unresolved:
     source_keys: pa.Table
     origin_lsn: npt.NDArray[np.uint64]
     optional: _Bools
+    fresh: _Bools
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +217,8 @@ class _Compaction:
     def _unresolved(self, missing: Mapping[int, _Bools], stands: _Ints, buried: _Bools, earlier: _Ints) -> Unresolved:
         rows = np.flatnonzero(np.logical_or.reduce(list(missing.values())))
         first = _follow(earlier, np.ones(len(earlier), np.bool_))[stands[rows]]
-        arrives = np.concatenate([self.moved, np.zeros(len(self.moves), np.bool_)])
+        inserted = self.kind == ChangeKind.INSERT
+        arrives = np.concatenate([self.moved | inserted, np.zeros(len(self.moves), np.bool_)])
         arrival = _follow(earlier, ~arrives)[stands[rows]]
         return Unresolved(
             rows=rows,
@@ -220,6 +226,7 @@ class _Compaction:
             source_keys=self.keys.take(array_of(first)),
             origin_lsn=np.where(arrives[arrival], self.lsn[self.change_of[arrival]], np.uint64(0)),
             optional=buried[rows],
+            fresh=inserted[self.change_of[first]],
         )
 
     def _earlier(self, codes: _Ints) -> _Ints:

@@ -81,6 +81,25 @@ def test_what_no_change_holds_is_told_with_the_key_the_row_had_and_when_it_came(
     assert list(open_.columns) == [2]
 
 
+def test_an_insert_takes_nothing_from_the_row_that_had_its_key() -> None:
+    ops: list[Op] = [
+        Insert(10, (1, "a", "A")),
+        Delete(20, (1,)),
+        Insert(30, (1, "b", UNCHANGED)),
+        Update(40, (1, "c", UNCHANGED)),
+        Update(40, (2, "x", UNCHANGED)),
+        Insert(50, (3, "d", UNCHANGED)),
+        Update(60, (4, "e", UNCHANGED), old=(3,)),
+        Insert(70, (5, "f", UNCHANGED)),
+        Update(80, (5, "g", "G")),
+    ]
+    open_ = compact([change_set(TABLE, ops)]).unresolved
+    assert open_ is not None
+    assert open_.source_keys.column(0).to_pylist() == [1, 2, 3]
+    assert open_.fresh.tolist() == [True, False, True]
+    assert open_.origin_lsn.tolist() == [30, 0, 60]
+
+
 def test_long_chains_of_unchanged_values_are_followed_to_their_start() -> None:
     ops: list[Op] = [Insert(1, (1, "a", "A")), *(Update(2, (1, f"n{i}", UNCHANGED)) for i in range(500))]
     assert upserts(*ops) == [(1, "n499", "A")]

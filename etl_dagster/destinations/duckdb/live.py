@@ -14,7 +14,7 @@ from etl_dagster.destinations.duckdb.columns import alter, alteration, by_names
 from etl_dagster.destinations.duckdb.encoding import encode, quoted
 from etl_dagster.destinations.duckdb.ledger import Ledger, live_name
 from etl_dagster.destinations.duckdb.merge import Merge
-from etl_dagster.errors import TableError
+from etl_dagster.errors import RowIncomplete
 from etl_dagster.model import ZERO_LSN, ChangeSet, Landing, Lsn, TableEvents, TableSchema
 
 
@@ -89,7 +89,7 @@ class LiveTable:
             append_changelog(self._session, live_name(table.id), changes)
             return
         if self._merging(table).add(compact(changes, tombstones=table.landing is Landing.SOFT_DELETE)) is not None:
-            raise _missing_row(table)
+            raise RowIncomplete(str(table.id))
 
 
 def append_changelog(session: Session, target: str, changes: Sequence[ChangeSet]) -> None:
@@ -110,11 +110,3 @@ def beyond(events: TableEvents, watermark: Lsn) -> list[ChangeSet]:
         return [part for part in events.changes if len(part)]
     parts = [select_changes(part, part.lsn >= watermark) for part in events.changes]
     return [part for part in parts if len(part)]
-
-
-def _missing_row(table: TableSchema) -> TableError:
-    return TableError(
-        f"{table.id} lacks a row at the destination whose unchanged TOAST value is needed",
-        hint="The destination was altered by someone else; copy the table again",
-        table=str(table.id),
-    )

@@ -100,7 +100,7 @@ class Merge:
 
         Returns:
             The keys of rows with unresolved values that are nowhere to be found; then nothing more may be done but to
-            roll back.
+            roll back. Of fresh rows they are looked for among the extra donors alone.
         """
         self._gather_held()
         if changes.unresolved is not None:
@@ -206,14 +206,20 @@ class Merge:
         values = ", ".join(f"t.{quoted(self._table.columns[i].name)} AS v{i}" for i in open_.columns)
         own = bound_key_names(self._table, "k" if self._own_key else "s")
         condition = key_match("t", key_names(self._table), "u", own)
-        settled = " WHERE u.origin = 0" if self._own_key else ""
-        return f"SELECT u.r, -1 AS age, {values} FROM etl_open AS u JOIN {self._target} AS t ON {condition}{settled}"
+        settled = " AND u.origin = 0" if self._own_key else ""
+        return (
+            f"SELECT u.r, -1 AS age, {values} FROM etl_open AS u JOIN {self._target} AS t ON {condition}"
+            f" WHERE NOT u.fresh{settled}"
+        )
 
     def _gathered_donors(self, open_: Unresolved) -> str:
         values = ", ".join(f"p.{_name(self._table.columns[i])} AS v{i}" for i in open_.columns)
         positions = list(map(_name, self._table.key))
         condition = key_match("p", positions, "u", bound_key_names(self._table, "s"))
-        return f"SELECT u.r, p.piece AS age, {values} FROM etl_open AS u JOIN {self._pending} AS p ON {condition}"
+        return (
+            f"SELECT u.r, p.piece AS age, {values} FROM etl_open AS u JOIN {self._pending} AS p ON {condition}"
+            " WHERE NOT u.fresh"
+        )
 
 
 def key_match(left: str, left_names: Sequence[str], right: str, right_names: Sequence[str]) -> str:
@@ -266,7 +272,7 @@ def _keys(changes: Compacted) -> pa.Table:
 def _open_view(changes: Compacted, open_: Unresolved, rows: pa.Table) -> pa.Table:
     table = changes.table
     view = rows.append_column("r", array_of(open_.rows)).append_column("origin", array_of(open_.origin_lsn))
-    view = view.append_column("optional", mask_of(open_.optional))
+    view = view.append_column("optional", mask_of(open_.optional)).append_column("fresh", mask_of(open_.fresh))
     for column, mask in open_.columns.items():
         view = view.append_column(f"m{column}", mask_of(mask))
     source = encode(open_.source_keys, bound_key_names(table, "s"))

@@ -113,7 +113,7 @@ def _saw(chunk: Chunk, change: Change) -> bool:
 
 @dataclass
 class _Pending:
-    """A row as the log leaves it; ``origin`` is the commit that moved it onto its key, 0 if it always stood there."""
+    """A row as the log leaves it; ``origin`` is the commit that brought it to its key, 0 if it always stood there."""
 
     row: Row
     origin: int
@@ -146,10 +146,11 @@ def _replay(log: Iterable[Change], table: TableSchema) -> tuple[dict[Key, _Pendi
             rows[change.old_key] = _Pending(left, before.origin if before else 0)
         if change.kind is ChangeKind.DELETE:
             continue
+        arrives = change.kind is ChangeKind.INSERT or change.key != change.old_key
         row, origin = change.row, 0
-        if before is not None and not before.row.deleted:
+        if before is not None and change.continues(before.row):
             row, origin = row.filled_from(before.row), before.origin
-        rows[change.key] = _Pending(row, change.lsn if change.key != change.old_key else origin)
+        rows[change.key] = _Pending(row, change.lsn if arrives else origin)
     return rows, touched
 
 
@@ -170,7 +171,11 @@ def _complete(key: Key, pending: _Pending, staged: Mapping[Key, Row], rereads: I
 def _carry_over(result: dict[Key, Row], table: TableSchema, former: LiveTable, position: Lsn) -> None:
     """Keep what is known of rows that are no more."""
     shared = _shared(table, former.table)
-    if former.table.landing is Landing.CHANGELOG or not all(column.attnum in shared for column in table.key):
+    if (
+        former.table.oid != table.oid
+        or former.table.landing is Landing.CHANGELOG
+        or not all(column.attnum in shared for column in table.key)
+    ):
         return
     for key, row in former.rows.items():
         new = result.get(key)

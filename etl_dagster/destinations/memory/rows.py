@@ -76,6 +76,10 @@ class Change:
     row: Row
     left: Row | None = field(default=None)
 
+    def continues(self, before: Row) -> bool:
+        """Whether what stood under the old key is this row; an insert begins a row of its own."""
+        return self.kind is not ChangeKind.INSERT and not before.deleted
+
 
 def key_of(cells: Sequence[pa.Array]) -> Key:
     return tuple(_comparable(cell) for cell in cells)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from etl_dagster.arrow.changes import lsn_number, missing_value
 from etl_dagster.destinations.memory.rows import Change, Key, Row, changes_of
-from etl_dagster.errors import TableError
+from etl_dagster.errors import RowIncomplete
 from etl_dagster.model import ZERO_LSN, ChangeKind, ChangeType, Column, Landing, Lsn, TableEvents, TableSchema
 
 
@@ -42,9 +42,14 @@ class LiveTable:
             self._follow(events.table)
         if truncates:
             self._truncate(events)
+        touched = set()
         for read_by, changes in parts:
             for change in changes:
                 self._apply_change(self._adapted(change, read_by))
+                touched.add(change.key)
+        # A value that is not known may be written over, or its row deleted, by a later change.
+        if not all(self.rows[key].complete for key in touched & self.rows.keys()):
+            raise RowIncomplete(str(self.table.id))
         return count
 
     def _follow(self, table: TableSchema) -> None:
@@ -92,9 +97,9 @@ class LiveTable:
             self.rows[change.old_key] = tombstone(change.left, before, self.table).known()
         if change.kind is ChangeKind.DELETE:
             return
-        row = change.row if before is None or before.deleted else change.row.filled_from(before)
-        if not row.complete:
-            raise _missing_row(self.table)
+        row = change.row
+        if before is not None and change.continues(before):
+            row = row.filled_from(before)
         self.rows[change.key] = row
 
 
@@ -118,12 +123,3 @@ def changelog_rows(change: Change) -> list[Row]:
     moved = change.kind is ChangeKind.UPDATE and change.left is not None
     rows = [change.left, change.row] if moved else [change.row]
     return [row.known() for row in rows if row is not None]
-
-
-def _missing_row(table: TableSchema) -> TableError:
-    """An update left a value out, and the live table does not hold the row."""
-    return TableError(
-        f"{table.id} lacks a row at the destination whose unchanged TOAST value is needed",
-        hint="The destination was altered by someone else; copy the table again",
-        table=str(table.id),
-    )

@@ -169,6 +169,26 @@ class CopyContract(Suite):
         assert destination.finish_copy(target, Lsn(40)).rows == 1
         assert content(destination, table) == [(2, "a", "A")]
 
+    @pytest.mark.parametrize("deleted", [False, True])
+    def test_a_new_row_with_an_unchanged_value_is_undecided_until_it_is_read_again(
+        self, destination: Destination, target: CopyTarget, deleted: bool
+    ) -> None:
+        table = target.table
+        # The chunk saw another row under this key, and so did a read that began before the new one came.
+        destination.write_table_rows(target, chunk(table, "1", [(1, "a", "A"), (2, "b", "B")]))
+        ops: list[Op] = [Insert(21, (2, "x", UNCHANGED))]
+        if deleted:
+            ops = [Update(19, (2, "b", "BB")), Delete(20, (2,)), *ops, Update(22, (2, "y", UNCHANGED))]
+        destination.write_events(make_batch(30, [[events(table, *ops)]], to_log(target)))
+        undecided = destination.finish_copy(target, Lsn(30)).undecided
+        assert undecided is not None
+        assert undecided.to_pydict() == {"id": [2]}
+        destination.write_table_rows(target, chunk(table, "r0", [(2, "b", "B")], seen=21, reread=True))
+        assert destination.finish_copy(target, Lsn(30)).undecided is not None
+        destination.write_table_rows(target, chunk(table, "r1", [(2, "x", "X")], seen=30, reread=True))
+        assert destination.finish_copy(target, Lsn(30)).rows == 2
+        assert content(destination, table) == [(1, "a", "A"), (2, "y" if deleted else "x", "X")]
+
     def test_a_row_that_no_chunk_saw_is_undecided(self, destination: Destination, target: CopyTarget) -> None:
         table = target.table
         ops: list[Op] = [Update(20, (1, "x", UNCHANGED)), Insert(20, (2, "b", "B"))]

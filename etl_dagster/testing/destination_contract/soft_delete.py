@@ -6,7 +6,7 @@ import pytest
 
 from etl_dagster.arrow.changes import lsn_number
 from etl_dagster.destinations.base import Destination
-from etl_dagster.errors import TableError
+from etl_dagster.errors import RowIncomplete
 from etl_dagster.model import CopyTarget, Landing, Lsn, TableSchema
 from etl_dagster.testing.change_script import (
     TEXT,
@@ -129,8 +129,43 @@ class SoftDeleteContract(Suite):
     def test_an_unchanged_value_of_a_row_that_is_not_there_is_refused(
         self, destination: Destination, table: TableSchema
     ) -> None:
-        with pytest.raises(TableError):
+        with pytest.raises(RowIncomplete):
             destination.write_events(make_batch(30, [[events(table, Update(20, (77, "x", UNCHANGED)))]]))
+
+    @pytest.mark.parametrize("batches", [1, 2])
+    def test_a_new_row_never_takes_a_value_from_the_deleted_one(
+        self, destination: Destination, table: TableSchema, batches: int
+    ) -> None:
+        delete, insert = Delete(20, (1,)), Insert(30, (1, "x", UNCHANGED))
+        if batches == 2:
+            destination.write_events(make_batch(30, [[events(table, delete)]]))
+        with pytest.raises(RowIncomplete):
+            destination.write_events(make_batch(40, [[events(table, delete, insert)]]))
+        with pytest.raises(RowIncomplete):
+            destination.write_events(make_batch(40, [[events(table, delete)], [events(table, insert)]]))
+
+    def test_of_a_new_row_that_is_deleted_what_it_brought_stays(
+        self, destination: Destination, table: TableSchema
+    ) -> None:
+        ops: list[Op] = [Delete(20, (1,)), Insert(21, (1, "x", UNCHANGED)), Delete(22, (1,))]
+        destination.write_events(make_batch(30, [[events(table, *ops)]]))
+        assert landed(destination, table) == [("copy", 10, 2, "b", "B"), ("delete", 22, 1, "x", None)]
+
+    def test_a_new_row_is_read_again_when_the_table_is_copied_again(
+        self, destination: Destination, table: TableSchema
+    ) -> None:
+        destination.write_events(make_batch(30, [[events(table, Delete(20, (1,)))]]))
+        target = CopyTarget(table, "c2")
+        destination.truncate_table(target)
+        destination.write_table_rows(target, chunk(table, "1", [(2, "b", "B")], seen=35))
+        insert = Insert(40, (1, "x", UNCHANGED))
+        destination.write_events(make_batch(50, [[events(table, insert)]], to_log(target)))
+        undecided = destination.finish_copy(target, Lsn(50)).undecided
+        assert undecided is not None
+        assert undecided.to_pydict() == {"id": [1]}
+        destination.write_table_rows(target, chunk(table, "r1", [(1, "x", "X")], seen=50, reread=True))
+        assert destination.finish_copy(target, Lsn(50)).rows == 2
+        assert landed(destination, table) == [("copy", 35, 2, "b", "B"), ("insert", 40, 1, "x", "X")]
 
     def test_a_truncate_marks_all_rows(self, destination: Destination, table: TableSchema) -> None:
         destination.write_events(make_batch(30, [[events(table, Delete(20, (1,)))]]))

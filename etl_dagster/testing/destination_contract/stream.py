@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import pytest
 
 from etl_dagster.destinations.base import Destination
-from etl_dagster.errors import EtlError, TableError
+from etl_dagster.errors import EtlError, RowIncomplete
 from etl_dagster.model import CDC_COLUMNS, Route, TableSchema
 from etl_dagster.testing.change_script import (
     UNCHANGED,
@@ -111,10 +112,55 @@ class StreamContract(Suite):
     def test_an_unchanged_value_of_a_row_that_is_not_there_is_refused(
         self, destination: Destination, table: TableSchema
     ) -> None:
-        with pytest.raises(TableError) as caught:
+        with pytest.raises(RowIncomplete) as caught:
             destination.write_events(make_batch(30, [[events(table, Update(20, (77, "x", UNCHANGED)))]]))
         assert caught.value.table == str(table.id)
         assert destination.positions() == {table.id: 10}
+
+    @pytest.mark.parametrize(
+        "parts",
+        [
+            [[Insert(20, (1, "x", UNCHANGED))]],
+            [[Delete(20, (1,)), Insert(21, (1, "x", UNCHANGED))]],
+            [[Delete(20, (1,))], [Insert(21, (1, "x", UNCHANGED))]],
+            [[Insert(20, (7, "old", "OLD")), Delete(20, (7,)), Insert(21, (7, "x", UNCHANGED))]],
+            [[Insert(20, (7, "old", "OLD"))], [Delete(20, (7,)), Insert(21, (7, "x", UNCHANGED))]],
+            [[Update(20, (9, "a", UNCHANGED), old=(1,)), Insert(21, (1, "x", UNCHANGED))]],
+            [[Update(20, (9, "a", UNCHANGED), old=(1,))], [Insert(21, (1, "x", UNCHANGED))]],
+            [[Delete(20, (1,)), Insert(21, (1, "x", UNCHANGED)), Update(22, (8, "x", UNCHANGED), old=(1,))]],
+        ],
+        ids=[
+            "it stands there",
+            "deleted",
+            "deleted in another piece",
+            "inserted and deleted",
+            "inserted in another piece",
+            "left",
+            "left in another piece",
+            "moves on",
+        ],
+    )
+    def test_a_new_row_never_takes_a_value_from_the_row_that_had_its_key(
+        self, destination: Destination, table: TableSchema, parts: Sequence[Sequence[Op]]
+    ) -> None:
+        before = content(destination, table)
+        with pytest.raises(RowIncomplete) as caught:
+            destination.write_events(make_batch(30, [[events(table, *ops)] for ops in parts]))
+        assert caught.value.table == str(table.id)
+        assert content(destination, table) == before
+        assert destination.positions() == {table.id: 10}
+
+    def test_a_new_row_may_lack_a_value_that_does_not_last(self, destination: Destination, table: TableSchema) -> None:
+        ops: list[Op] = [
+            Delete(20, (1,)),
+            Insert(21, (1, "x", UNCHANGED)),
+            Update(22, (1, "x", "X")),
+            Insert(23, (7, "gone", UNCHANGED)),
+            Delete(24, (7,)),
+        ]
+        more: list[Op] = [Update(25, (1, "y", UNCHANGED))]
+        destination.write_events(make_batch(30, [[events(table, *ops)], [events(table, *more)]]))
+        assert content(destination, table) == [(1, "y", "X"), (2, "b", "B"), (3, "c", "C")]
 
     def test_a_truncate_empties_the_table_before_what_follows(
         self, destination: Destination, table: TableSchema
