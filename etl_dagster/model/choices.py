@@ -140,6 +140,8 @@ class TableChoices(FrozenModel):
             if not columns:
                 names = (column.name for schema in owners for column in schema.columns)
                 yield f"{path}.columns.{name} is a column of no table that it could be in{_meant(name, names)}"
+            elif choice.values in _REPLACING and all(column.key_ordinal is not None for column in columns):
+                yield f"{path}.columns.{name}.values cannot replace values of a key, which stays at fail"
             elif choice.numeric is not None and not any(map(_is_free_numeric, columns)):
                 kind = columns[0].type.name
                 yield f"{path}.columns.{name}.numeric is for numeric without declared precision, the column is {kind}"
@@ -171,12 +173,17 @@ def _chosen(column: Column, tables: list[TableChoice], places: list[TableDefault
     own = [table.columns[column.name] for table in tables if column.name in table.columns]
     ranked: list[ColumnChoice | TableDefaults] = [*own, *places]
     values = _first((place.values for place in ranked), ValuePolicy.FAIL)
+    if column.key_ordinal is not None and values in _REPLACING:
+        values = ValuePolicy.FAIL  # two rows whose keys are replaced by the same value would become one
     decimal = None
     if _is_free_numeric(column):
         decimal = _first((place.numeric for place in ranked), NumericRule()).decimal
     if (column.values, column.decimal) == (values, decimal):
         return column
     return column.model_copy(update={"values": values, "decimal": decimal})
+
+
+_REPLACING = (ValuePolicy.NULL, ValuePolicy.CLAMP)
 
 
 def _first(choices: Iterable[Choice | None], default: Choice) -> Choice:

@@ -115,6 +115,7 @@ BY_SQLSTATE_AND_TEXT: tuple[tuple[str, str, Refusal], ...] = (
     ("42501", r"row-level security", _ROW_SECURITY),
     ("58P01", r"\bWAL segment\b", _SLOT_LOST),
 )
+_CONNECT = "Run GRANT CONNECT ON DATABASE … TO the role"
 # libpq gives no SQLSTATE for a connection that was refused. The first words that are found decide.
 _AT_CONNECT: tuple[tuple[str, Refusal], ...] = (
     (r"SSL off|no encryption", Refusal(SourceError, ErrorKind.SOURCE_REFUSED, _HBA_HINT)),
@@ -155,6 +156,8 @@ _AT_CONNECT: tuple[tuple[str, Refusal], ...] = (
             "tls.key_password",
         ),
     ),
+    (r"permission denied for database", Refusal(SourceError, ErrorKind.SOURCE_REFUSED, _CONNECT)),
+    (r"not permitted to log in", Refusal(SourceError, ErrorKind.SOURCE_REFUSED, "Run ALTER ROLE … LOGIN")),
     (r"authentication failed|no password supplied|pg_hba\.conf|role .* does not exist", _PASSWORD),
     (r"database .* does not exist", Refusal(SourceError, ErrorKind.SOURCE_REFUSED, "Check the name of the database")),
     (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -119,10 +119,13 @@ class PostgresSource:
         with self._sessions.ordinary(doing) as connection, connection.transaction():
             connection.execute(_MESSAGE)
 
-    def prepare_publication(self) -> None:
+    def prepare_publication(self, *, patient: bool = True) -> None:
         with self._sessions.ordinary(f"cannot prepare publication {self._publication}") as connection:
             slots.prepare_failover(connection, self.config)
-            publication.prepare(connection, self.config.publication)
+            with nullcontext() if patient else connection.transaction():
+                if not patient:
+                    connection.execute(_IMPATIENT)
+                publication.prepare(connection, self.config.publication)
 
     def tables(self) -> dict[TableId, TableSchema]:
         doing = f"cannot read the tables of publication {self._publication}"

@@ -23,6 +23,10 @@ def difference(known: TableSchema, now: TableSchema) -> str:
         return f"it is to land as {now.landing} instead of {known.landing}"
     if [column.attnum for column in known.key] != [column.attnum for column in now.key]:
         return "its key changed in the source"
+    if known.key_index and now.key_index and known.key_index != now.key_index:
+        return "its key was dropped and made again"
+    if _types_altered(known.type_shape, now.type_shape):
+        return "a type of its columns was altered, which its rows do not show"
     return _column_difference(known, now)
 
 
@@ -59,6 +63,25 @@ def _column_difference(known: TableSchema, now: TableSchema) -> str:
         if before is not None and _shape(before)[2:] != _shape(column)[2:]:
             return f"column {column.name} is of another type now, or to be read as one"
     return ""
+
+
+def _types_altered(known: tuple[str, ...], now: tuple[str, ...]) -> bool:
+    """Whether types that are in use before and after lost a part, or a composite gained one."""
+    before, after = _by_type(known), _by_type(now)
+    return any(_lost(before[oid], after[oid]) for oid in before.keys() & after.keys())
+
+
+def _by_type(shape: Iterable[str]) -> dict[str, set[str]]:
+    parts: dict[str, set[str]] = {}
+    for part in shape:
+        oid, _, text = part.partition(" ")
+        parts.setdefault(oid, set()).add(text)
+    return parts
+
+
+def _lost(before: set[str], after: set[str]) -> bool:
+    # Only attributes have their number in parentheses; a further label of an enum is in no row that is there.
+    return bool(before - after) or any(part.startswith("(") for part in after - before)
 
 
 def _same_look(column: Column, others: Iterable[Column]) -> bool:

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from etl_dagster.destinations.base import Destination
-from etl_dagster.errors import EtlError, PublicationTooNew
+from etl_dagster.errors import EtlError, PublicationTooNew, SourceLocked
 from etl_dagster.model import CopyTarget, EventBatch, Lsn, TableChoices, TableEvents, TableId, TableSchema
 from etl_dagster.replication.agreement import agree_on_slot, agree_with_destination, begin_anew
 from etl_dagster.replication.copying import Copier, CopyJob, RelationRewritten
@@ -101,10 +101,10 @@ class Replicator:
             stack.enter_context(self._source.fence())
             self._store.open()
             stack.callback(self._store.close)
-            self._source.prepare_publication()
+            self._tables = Tables(self._store, self._reporter)
+            self._prepare_publication()
             self._destination.startup(self._owner)
             stack.callback(self._destination.shutdown)
-            self._tables = Tables(self._store, self._reporter)
             self._slot = agree_on_slot(self._source, self._store, self._tables, self._reporter)
             for record in self._tables.in_state(TableState.COPIED):
                 self._reporter.table_changed(record)  # it is this process that finishes what another one has copied
@@ -243,10 +243,18 @@ class Replicator:
         took = self._refreshed_at - began
         self._refresh_pause = _REFRESH_PAUSE * took if took > _LONG_LOOK_SECONDS else 0.0
 
+    def _prepare_publication(self) -> None:
+        try:
+            self._source.prepare_publication(patient=not self._tables.schemas)
+        except SourceLocked as error:
+            if not self._tables.schemas:
+                raise
+            self._reporter.notice(f"The publication stays as it is for now: {error.message}")
+
     def _keep_publication(self) -> None:
         """Let tables join that were created meanwhile, where the publication follows the configuration."""
         try:
-            self._source.prepare_publication()
+            self._source.prepare_publication(patient=False)
         except EtlError as error:
             if error.message != self._told:
                 self._reporter.notice(f"The publication stays as it is: {error}")

@@ -185,10 +185,13 @@ class Source(Protocol):
         """
         ...
 
-    def prepare_publication(self) -> None:
+    def prepare_publication(self, *, patient: bool = True) -> None:
         """Create the publication, or bring its tables up to date, where the config says so; else check it.
 
         Where standbys are to keep a copy of the slot, one that exists is switched to that too.
+
+        Args:
+            patient: Wait for locks as long as is set; else raise `SourceLocked` after a second.
         """
         ...
 

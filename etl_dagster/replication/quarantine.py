@@ -90,12 +90,15 @@ class Quarantine:
         )
         for replaced in decoder.replaced.values():
             self._tables.count_replaced(table, replaced)
+        if decoder.drifted:
+            for reason in decoder.drifted.values():
+                self._catalogue.drifted(table, reason)
+            self._destination.release_table(table)
+            return
         self._tables.resume(table)
         for evolved in decoder.evolved.values():
             self._catalogue.outdated_copy(table)
             self._catalogue.evolved(evolved, position)
-        for reason in decoder.drifted.values():
-            self._catalogue.drifted(table, reason)
         self._destination.release_table(table)
 
 

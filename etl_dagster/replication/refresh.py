@@ -163,10 +163,10 @@ class Catalogue:
     def _prepare(self, schema: TableSchema, position: Lsn, read_at: Lsn, *, changed: bool) -> None:
         """Have the schema ready for the copy that is to come."""
         table = schema.id
+        self._tables.save_schema(schema, position)
         if not schema.key and schema.landing is not Landing.CHANGELOG:
             self._tables.quarantine(table, *_no_key(schema), hold=False)
             return
-        self._tables.save_schema(schema, position)
         if changed or self._not_before.get(table) == _UNKNOWN_LSN:
             self._not_before[table] = read_at
             self._writing[table] = {writer.virtual_transaction for writer in self._source.writers([schema])}
@@ -199,7 +199,7 @@ class Catalogue:
 
     def _rewritten(self, known: TableSchema) -> bool:
         """Whether a heap of the table was written anew since the last refresh, perhaps to fill in a new column."""
-        before = {relation: filenode for relation, filenode, _ in self._tables.records[known.id].files}
+        before = {relation: filenode for relation, filenode, _ in self._tables.records[known.id].files or ()}
         now = self._source.files([known]).get(known.id, ())
         return any(before.get(file.relation, file.filenode) != file.filenode for file in now)
 
@@ -211,12 +211,15 @@ class Catalogue:
 
 def _partition_change(oid: int, record: TableRecord | None, files: Sequence[RelationFile]) -> str:
     """What happened to partitions that a stream published through their root does not tell; empty when nothing."""
-    if record is None or not record.files:
+    if record is None or record.files is None:
         return ""
     before = {relation: (filenode, attachment) for relation, filenode, attachment in record.files if relation != oid}
     now = {file.relation: file for file in files if file.relation != oid}
-    if any(not file.born_partition for relation, file in now.items() if relation not in before):
+    new = [file for relation, file in now.items() if relation not in before]
+    if any(not file.born_partition for file in new):
         return "a partition was attached, whose rows are not in the stream"
+    if any(file.filenode != file.relation for file in new):  # a file's first number is that of its relation
+        return "a new partition was truncated or rewritten, which the stream does not tell"
     if before.keys() - now.keys():
         return "a partition was detached or dropped, which the stream does not tell"
     if any(before[relation][1] != now[relation].attachment for relation in before):

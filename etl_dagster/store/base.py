@@ -46,7 +46,7 @@ class TableRecord(FrozenModel):
         resume: Asked for by the operator: go on from where it was quarantined.
         replaced: Values that the policy replaced since the last copy began, by column.
         files: OID, file and attachment of each heap of the table (its own, or those of its partitions), as they were
-            while the table was last known to be as its schema says.
+            while the table was last known to be as its schema says; None when never looked at.
     """
 
     table: TableId
@@ -61,7 +61,7 @@ class TableRecord(FrozenModel):
     held: bool = False
     resume: bool = False
     replaced: dict[str, int] = Field(default_factory=dict)
-    files: tuple[tuple[int, int, str], ...] = ()
+    files: tuple[tuple[int, int, str], ...] | None = None
     updated_at: datetime = Field(default_factory=_now)
 
 

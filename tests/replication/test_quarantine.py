@@ -549,3 +549,20 @@ def test_other_tables_are_copied_while_one_is_held(scenario) -> None:
     scenario.use(tables=NULL)
     _resume(scenario)
     assert _differences(scenario) == {"t": (1, 1), "other": (0, 0), "late": (0, 0)}
+
+
+@pytest.mark.parametrize("policy", ["fail", "null", "clamp"])
+def test_a_default_that_cannot_be_held_concerns_its_table_alone(scenario, policy: str) -> None:
+    scenario.execute(*TABLES)
+    scenario.use(tables={"public.t": {"values": policy}})
+    sync(scenario)
+    scenario.execute(
+        "alter table t add column a numeric(50, 10) default 'NaN'",
+        "alter table t add column b numeric(5, 2) default 'NaN'",
+    )
+    scenario.execute("insert into other values (100, 'x')")
+    sync(scenario)
+    assert _differences(scenario)["other"] == (0, 0)
+    assert scenario.state("t") is (TableState.QUARANTINED if policy == "fail" else TableState.READY)
+    if policy != "fail":
+        assert select(scenario, "select count(*) from public.t where a is not null or b is not null") == [(0,)]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -13,7 +14,7 @@ from etl_dagster.destinations.duckdb.encoding import encode
 from etl_dagster.destinations.duckdb.held import HeldLog, HeldLogs, HeldWriter
 from etl_dagster.destinations.duckdb.ledger import CopyState, Ledger, log_name, require_copy
 from etl_dagster.destinations.duckdb.live import LiveTable, beyond
-from etl_dagster.errors import DestinationError
+from etl_dagster.errors import DestinationError, ValueUnrepresentable
 from etl_dagster.model import CopyTarget, EventBatch, Lsn, Route, TableEvents, TableId
 
 
@@ -49,10 +50,11 @@ class BatchWriter:
         """Apply the pieces, and raise the watermarks of every table that the batch names."""
         for piece in batch:
             for events in piece:
-                self._apply(events)
+                with _concerning(events.table.id):
+                    self._apply(events)
         for table, places in self._places.items():
             if places.live is not None:
-                with translated("merge changes", str(table)):
+                with _concerning(table), translated("merge changes", str(table)):
                     places.live.finish(batch.position)
         self._raise_watermarks(batch.position)
 
@@ -101,6 +103,16 @@ class BatchWriter:
         held = [table for table, places in self._places.items() if places.held is not None]
         self._ledger.raise_watermarks(live, copies, position)
         self._held.raise_watermarks(held, position)
+
+
+@contextmanager
+def _concerning(table: TableId) -> Iterator[None]:
+    """The default of a new column may be a value that cannot be held, which then concerns this table alone."""
+    try:
+        yield
+    except ValueUnrepresentable as error:
+        error.table = error.table or str(table)
+        raise
 
 
 def _held_log(held: Mapping[TableId, HeldLog], table: TableId) -> HeldLog:

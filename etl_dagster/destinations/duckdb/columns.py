@@ -101,11 +101,12 @@ def _former(name: str, nth: int) -> str:
 
 def _add(session: Session, table: TableSchema, column: Column) -> None:
     name, type_ = live_name(table.id), duckdb_type(column_type(column))
-    if column.missing is None or table.landing is Landing.CHANGELOG:
+    value = None if table.landing is Landing.CHANGELOG else missing_value(column)
+    if value is None or value.null_count:
         session.run(f"ALTER TABLE {name} ADD COLUMN {quoted(column.name)} {type_}")
         return
     # Every row gets the value without being touched; then the default goes.
-    literal, added = _literal(session, column, type_), quoted(column.name)
+    literal, added = _literal(session, value, type_), quoted(column.name)
     if literal is None:
         raise _unlike(table, f"cannot get the default of column {column.name!r}")
     first = "VARCHAR" if _is_list(type_) else type_
@@ -117,9 +118,9 @@ def _add(session: Session, table: TableSchema, column: Column) -> None:
         session.run(f"ALTER TABLE {name} ALTER COLUMN {added} SET DATA TYPE {step} USING {added}")
 
 
-def _literal(session: Session, column: Column, type_: str) -> str | None:
-    """The value of older rows as a text that DuckDB reads as exactly this value; None when there is none."""
-    value = encode(pa.table([missing_value(column)], names=["v"]), ["v"])
+def _literal(session: Session, array: pa.Array, type_: str) -> str | None:
+    """The one value of an array as a text that DuckDB reads as exactly this value; None when there is no such text."""
+    value = encode(pa.table([array], names=["v"]), ["v"])
     middle = "::VARCHAR[]" if _is_list(type_) else ""
     text = f"v{middle}::VARCHAR"
     with session.bound(etl_rows=value):

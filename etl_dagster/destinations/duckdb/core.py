@@ -114,8 +114,14 @@ class DuckDbDestination(Destination):
     def finish_copy(self, target: CopyTarget, position: Lsn) -> CopyResult:
         try:
             table = str(target.table.id)
-            with self._opened.widening(), translated("finish a copy", table), self._session.transaction():
-                return CopyResult(rows=Finish(self._session, self._opened, target, PIECE_BYTES).run(position))
+            with self._opened.widening(), translated("finish a copy", table):
+                finish = Finish(self._session, self._opened, target, PIECE_BYTES)
+                with self._session.transaction():
+                    finished = finish.merge(position)
+                if finished is not None:
+                    return CopyResult(rows=finished)
+                with self._session.transaction():
+                    return CopyResult(rows=finish.swap(position))
         except Undecided as undecided:
             return CopyResult(rows=None, undecided=undecided.keys)
 

@@ -1,4 +1,10 @@
-"""The end of a copy: its log is merged into its staged rows, which become the live table."""
+"""The end of a copy: its log is merged into its staged rows, which become the live table.
+
+That is two transactions, because DuckDB 1.5.5 gets one of both wrong: what is deleted from a table in the transaction
+that renames it is deleted, when the WAL is replayed after a kill, from whatever had the new name before. A kill between
+the two leaves rows that are merged up to a position; what the log gathers after that is merged when the copy is
+finished again.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +19,7 @@ from etl_dagster.arrow.types import column_type
 from etl_dagster.destinations.duckdb.client import Client, Session
 from etl_dagster.destinations.duckdb.encoding import decode, quoted
 from etl_dagster.destinations.duckdb.ledger import (
+    CopyState,
     Ledger,
     live_name,
     log_name,
@@ -50,7 +57,7 @@ class Undecided(Exception):
 
 
 class Finish:
-    """Makes one copy the live table, within the caller's transaction."""
+    """Makes one copy the live table; each step within a transaction of the caller's."""
 
     def __init__(self, session: Session, client: Client, target: CopyTarget, piece_bytes: int) -> None:
         self._session = session
@@ -62,8 +69,8 @@ class Finish:
         self._piece_bytes = piece_bytes
         self._former = self._former_names()
 
-    def run(self, position: Lsn) -> int:
-        """Returns the rows of the live table.
+    def merge(self, position: Lsn) -> int | None:
+        """Bring the log into the staged rows; returns the rows of the live table if the copy was finished before.
 
         Raises:
             Undecided: Values stand neither in the log nor in the staged rows.
@@ -78,17 +85,33 @@ class Finish:
         if self._table.landing is Landing.CHANGELOG:
             self._append_log()
         else:
-            self._merge_log()
+            self._merge_log(copy)
         if self._former:
             self._keep_deleted(position)
-        return self._swap(position)
+        self._ledger.merge_copy(self._target.copy_id)
+        return None
+
+    def swap(self, position: Lsn) -> int:
+        """Let the staged rows take the live table's place; returns how many they are."""
+        live = live_name(self._table.id)
+        rows = int(self._session.rows(f"SELECT count(*) FROM {self._staging}")[0][0])
+        self._session.run(f"DROP TABLE IF EXISTS {live}")
+        self._session.run(f"ALTER TABLE {self._staging} RENAME TO {quoted(self._table.id.name)}")
+        self._ledger.set_watermark(self._table.id, position)
+        self._ledger.set_schema(self._table)
+        self._ledger.finish_copy(self._target.copy_id, rows)
+        return rows
 
     def _former_names(self) -> dict[str, str]:
         """Where deleted rows are kept: what the columns are called in the former live table, if it has the key too."""
         former = self._ledger.schema(self._table.id)
         if self._table.landing is not Landing.SOFT_DELETE or former is None:
             return {}
-        if former.landing is Landing.CHANGELOG or self._table.id not in self._ledger.watermarks():
+        if (
+            former.oid != self._table.oid
+            or former.landing is Landing.CHANGELOG
+            or self._table.id not in self._ledger.watermarks()
+        ):
             return {}
         names = _common_names(former, self._table)
         return names if set(key_names(self._table)) <= set(names) else {}
@@ -103,13 +126,15 @@ class Finish:
             changes = [_unseen(part, snapshot) for part in piece]
             append_changelog(self._session, self._staging, changes)
 
-    def _merge_log(self) -> None:
+    def _merge_log(self, copy: CopyState) -> None:
         log = log_name(self._target.copy_id)
         size, partial = self._session.rows(f"SELECT count(*), count(unchanged) FROM {log}")[0]
         if not size:
             return
         # A staged row serves a row that never moved; one that moved needs a row read after it had arrived.
-        merge = Merge(self._session, self._table, self._staging, own_key=True, extra_donors=self._more_donors)
+        merge = Merge(
+            self._session, self._table, self._staging, own_key=not copy.merged, extra_donors=self._more_donors
+        )
         # Values are looked for in all of the log before anything is taken from a staged row.
         for changes in self._log_pieces(None if partial else self._piece_bytes):
             undecided = merge.add(compact(changes, tombstones=self._table.landing is Landing.SOFT_DELETE))
@@ -166,16 +191,6 @@ class Finish:
             f" FROM {live_name(self._table.id)} AS l ANTI JOIN {self._staging} AS s ON {same}",
             [ChangeType.DELETE.value, ChangeType.DELETE.value, lsn_number(position)],
         )
-
-    def _swap(self, position: Lsn) -> int:
-        live = live_name(self._table.id)
-        rows = int(self._session.rows(f"SELECT count(*) FROM {self._staging}")[0][0])
-        self._session.run(f"DROP TABLE IF EXISTS {live}")
-        self._session.run(f"ALTER TABLE {self._staging} RENAME TO {quoted(self._table.id.name)}")
-        self._ledger.set_watermark(self._table.id, position)
-        self._ledger.set_schema(self._table)
-        self._ledger.finish_copy(self._target.copy_id, rows)
-        return rows
 
 
 def _unseen(changes: ChangeSet, snapshot: str) -> ChangeSet:

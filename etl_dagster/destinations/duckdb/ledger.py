@@ -26,7 +26,8 @@ _CREATE = """
 CREATE SCHEMA IF NOT EXISTS _etl;
 CREATE TABLE IF NOT EXISTS _etl.watermarks (schema_name VARCHAR, table_name VARCHAR, lsn UBIGINT);
 CREATE TABLE IF NOT EXISTS _etl.copies
-    (copy_id VARCHAR, schema_name VARCHAR, table_name VARCHAR, lsn UBIGINT, truncated BOOLEAN, finished_rows BIGINT);
+    (copy_id VARCHAR, schema_name VARCHAR, table_name VARCHAR, lsn UBIGINT, truncated BOOLEAN, finished_rows BIGINT,
+     merged BOOLEAN);
 CREATE TABLE IF NOT EXISTS _etl.chunks
     (copy_id VARCHAR, chunk_id VARCHAR, row_count BIGINT, seen_lsn UBIGINT, reread BOOLEAN, snapshot VARCHAR);
 CREATE TABLE IF NOT EXISTS _etl.owners (schema_name VARCHAR, table_name VARCHAR, pipeline VARCHAR);
@@ -38,7 +39,7 @@ _OF_TABLE = "WHERE schema_name = ? AND table_name = ?"
 # Without parameters, for which DuckDB would import pandas, every time that a file is opened.
 _IS_PRESENT = """
 SELECT 1 FROM duckdb_columns()
-WHERE database_name = current_database() AND schema_name = '_etl' AND table_name = 'chunks' AND column_name = 'snapshot'
+WHERE database_name = current_database() AND schema_name = '_etl' AND table_name = 'copies' AND column_name = 'merged'
 """
 _OTHER_PIPELINE = "Give one of the pipelines another file, or publish the table in one of them only"
 _STRANGE_TABLE = "Rename or drop that table, or give the pipeline another file; then re-sync it"
@@ -69,13 +70,17 @@ def reread_name(copy_id: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class CopyState:
-    """One row of ``_etl.copies``; ``lsn`` is the watermark of its change log."""
+    """One row of ``_etl.copies``; ``lsn`` is the watermark of its change log.
+
+    ``merged``: the log up to some position is in the staged rows already, and what it holds now comes after.
+    """
 
     copy_id: str
     table: TableId
     lsn: Lsn
     truncated: bool
     finished_rows: int | None
+    merged: bool
 
 
 class Ledger:
@@ -91,6 +96,7 @@ class Ledger:
 
     def _renew(self) -> None:
         """Bring what older versions made to the present form."""
+        self._session.run("ALTER TABLE _etl.copies ADD COLUMN merged BOOLEAN")
         self._session.run("ALTER TABLE _etl.chunks ADD COLUMN snapshot VARCHAR")
         for each in self.copies().values():
             if each.finished_rows is None:
@@ -148,10 +154,10 @@ class Ledger:
         self._session.run(f"DELETE FROM _etl.schemas {_OF_TABLE}", [table.schema, table.name])
 
     def copies(self) -> dict[str, CopyState]:
-        sql = "SELECT copy_id, schema_name, table_name, lsn, truncated, finished_rows FROM _etl.copies"
+        sql = "SELECT copy_id, schema_name, table_name, lsn, truncated, finished_rows, merged FROM _etl.copies"
         return {
-            copy_id: CopyState(copy_id, TableId(schema, name), Lsn(lsn), truncated, rows)
-            for copy_id, schema, name, lsn, truncated, rows in self._session.rows(sql)
+            copy_id: CopyState(copy_id, TableId(schema, name), Lsn(lsn), truncated, rows, bool(merged))
+            for copy_id, schema, name, lsn, truncated, rows, merged in self._session.rows(sql)
         }
 
     def copy(self, target: CopyTarget) -> CopyState:
@@ -184,7 +190,7 @@ class Ledger:
         self._create_table(staging_name(target), landed_schema(table))
         self._create_table(log_name(copy_id), change_schema(table))
         self._create_table(reread_name(copy_id), reread_schema(table))
-        sql = "INSERT INTO _etl.copies VALUES (?, ?, ?, 0, false, NULL)"
+        sql = "INSERT INTO _etl.copies VALUES (?, ?, ?, 0, false, NULL, false)"
         self._session.run(sql, [copy_id, table.id.schema, table.id.name])
 
     def create_live(self, table: TableSchema, owner: str) -> None:
@@ -236,6 +242,12 @@ class Ledger:
         """Forget the log; the staged rows are left out when the copy finishes, also those that are still to come."""
         self._session.run(f"TRUNCATE {log_name(copy_id)}")
         self._session.run("UPDATE _etl.copies SET truncated = true WHERE copy_id = ?", [copy_id])
+
+    def merge_copy(self, copy_id: str) -> None:
+        """The log is in the staged rows now."""
+        self._session.run(f"TRUNCATE {log_name(copy_id)}")
+        self._session.run(f"TRUNCATE {reread_name(copy_id)}")
+        self._session.run("UPDATE _etl.copies SET merged = true, truncated = false WHERE copy_id = ?", [copy_id])
 
     def finish_copy(self, copy_id: str, rows: int) -> None:
         self.drop_log(copy_id)
