@@ -59,9 +59,13 @@ class History:
     truncates: set[int] = field(default_factory=set)
 
     @classmethod
-    def random(cls, seed: int, transactions: int, landing: Landing = Landing.MIRROR) -> History:
-        """A history of inserts, updates, moves, swaps, deletes and a few truncates over few keys."""
-        author = _Author(random.Random(seed))
+    def random(cls, seed: int, transactions: int, landing: Landing = Landing.MIRROR, *, entering: float = 0) -> History:
+        """A history of inserts, updates, moves, swaps, deletes and a few truncates over few keys.
+
+        Args:
+            entering: Share of the inserts that leave a value out, as of rows that an update brings into a row filter.
+        """
+        author = _Author(random.Random(seed), entering)
         history = cls(make_table(landing=landing))
         history.states.append(dict(author.rows))
         for i in range(transactions):
@@ -187,8 +191,9 @@ class _CopyRun:
 class _Author:
     """Writes transactions against the current rows."""
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, rng: random.Random, entering: float) -> None:
         self.rng = rng
+        self._entering = entering
         self.rows: _State = {key: self._new() for key in KEYS if rng.random() < 0.5}
 
     def transaction(self, lsn: int) -> list[Op]:
@@ -216,7 +221,8 @@ class _Author:
 
     def _insert(self, lsn: int, key: int) -> Op:
         self.rows[key] = self._new()
-        return Insert(lsn, (key, self.rows[key].name, self.rows[key].body))
+        enters = self._entering > 0 and self.rng.random() < self._entering
+        return Insert(lsn, (key, self.rows[key].name, UNCHANGED if enters else self.rows[key].body))
 
     def _swap(self, lsn: int, one: int, other: int) -> list[Op]:
         return [self._update(lsn, one, -1), self._update(lsn, other, one), self._update(lsn, -1, other)]

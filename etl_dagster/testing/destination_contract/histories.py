@@ -6,6 +6,7 @@ import pytest
 
 from etl_dagster.destinations.base import Destination
 from etl_dagster.destinations.memory import MemoryDestination
+from etl_dagster.errors import RowIncomplete
 from etl_dagster.model import Landing
 from etl_dagster.testing.change_script import make_batch
 from etl_dagster.testing.destination_contract.place import Place, Suite, content, copied, landed, present
@@ -64,6 +65,31 @@ class HistoryContract(Suite):
         end = history.copy_into(place.destination, seed + 50, place.reopen)
         assert history.copy_into(reference, seed + 50, lambda: reference) == end
         assert landed(place.destination, history.table) == landed(reference, history.table)
+        assert present(place.destination, history.table) == history.sorted_rows(end)
+
+    @pytest.mark.parametrize("landing", [Landing.MIRROR, Landing.SOFT_DELETE])
+    @pytest.mark.parametrize("seed", range(6))
+    def test_rows_that_enter_a_filter_are_refused_or_right(
+        self, destination: Destination, seed: int, landing: Landing
+    ) -> None:
+        history = History.random(seed + 4000, transactions=60, landing=landing, entering=0.15)
+        copied(destination, history.table, history.rows_after(-1), at=0)
+        for first, last in history.cuts(seed, upto=60):
+            try:
+                destination.write_events(history.batch(first, last, pieces=1 + seed % 3))
+            except RowIncomplete:
+                destination.drop_table(history.table.id)
+                rows = history.rows_after(last)
+                copied(destination, history.table, rows, copy_id=f"c{last}", at=lsn_of(last + 1))
+            assert present(destination, history.table) == history.sorted_rows(last)
+
+    @pytest.mark.parametrize("landing", [Landing.MIRROR, Landing.SOFT_DELETE])
+    @pytest.mark.parametrize("seed", range(6))
+    def test_rows_that_enter_a_filter_during_a_copy_end_as_at_the_source(
+        self, place: Place, seed: int, landing: Landing
+    ) -> None:
+        history = History.random(seed + 5000, transactions=100, landing=landing, entering=0.5)
+        end = history.copy_into(place.destination, seed, place.reopen)
         assert present(place.destination, history.table) == history.sorted_rows(end)
 
     @pytest.mark.parametrize("landing", list(Landing))
