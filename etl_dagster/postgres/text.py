@@ -114,10 +114,12 @@ _INTERVAL = np.dtype([("months", "<i4"), ("days", "<i4"), ("nanos", "<i8")])
 
 def _interval(array: pa.Array) -> pa.Array:
     parts = np.frombuffer(array.buffers()[1], _INTERVAL)[array.offset : array.offset + len(array)]
+    seconds = parts["nanos"] // 1_000_000_000
     units = (
         (parts["months"], " mons"),
         (parts["days"], " days"),
-        (parts["nanos"] // 1_000_000_000, " secs"),
+        (seconds // 3600, " hours"),  # PostgreSQL 14 reads no more seconds than fit 32 bits
+        (seconds % 3600, " secs"),
         (parts["nanos"] % 1_000_000_000 // 1000, " us"),
     )
     words = [

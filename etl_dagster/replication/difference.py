@@ -21,13 +21,7 @@ def difference(known: TableSchema, now: TableSchema) -> str:
         return change
     if known.landing != now.landing:
         return f"it is to land as {now.landing} instead of {known.landing}"
-    if [column.attnum for column in known.key] != [column.attnum for column in now.key]:
-        return "its key changed in the source"
-    if known.key_index and now.key_index and known.key_index != now.key_index:
-        return "its key was dropped and made again"
-    if _types_altered(known.type_shape, now.type_shape):
-        return "a type of its columns was altered, which its rows do not show"
-    return _column_difference(known, now)
+    return _key_difference(known, now) or _column_difference(known, now) or _rewrite_difference(known, now)
 
 
 def same_columns(known: TableSchema, now: TableSchema) -> bool:
@@ -62,6 +56,22 @@ def _column_difference(known: TableSchema, now: TableSchema) -> str:
             return f"column {column.name} was dropped and made again, which its changes do not show"
         if before is not None and _shape(before)[2:] != _shape(column)[2:]:
             return f"column {column.name} is of another type now, or to be read as one"
+    return ""
+
+
+def _key_difference(known: TableSchema, now: TableSchema) -> str:
+    if [column.attnum for column in known.key] != [column.attnum for column in now.key]:
+        return "its key changed in the source"
+    if known.key_index and now.key_index and known.key_index != now.key_index:
+        return "its key was dropped and made again, and its rows may have had equal keys meanwhile"
+    return ""
+
+
+def _rewrite_difference(known: TableSchema, now: TableSchema) -> str:
+    if _types_altered(known.type_shape, now.type_shape):
+        return "a type of its columns was altered, which its changes do not show"
+    if known.toast and now.toast and known.toast != now.toast:
+        return "it was rewritten, and perhaps unlogged for a while, when its changes are not in the stream"
     return ""
 
 

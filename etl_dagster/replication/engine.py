@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from etl_dagster.destinations.base import Destination
-from etl_dagster.errors import EtlError, PublicationTooNew, SourceLocked
+from etl_dagster.errors import EtlError, PublicationTooNew, RowIncomplete, SourceLocked
 from etl_dagster.model import CopyTarget, EventBatch, Lsn, TableChoices, TableEvents, TableId, TableSchema
 from etl_dagster.replication.agreement import agree_on_slot, agree_with_destination, begin_anew
 from etl_dagster.replication.copying import Copier, CopyJob, RelationRewritten
@@ -300,6 +300,10 @@ class Replicator:
         try:
             if isinstance(error, PublicationTooNew):
                 self._begin_anew(error)
+                return 0.0
+            if isinstance(error, RowIncomplete) and table is not None:
+                self._copier.drop(table)
+                self._tables.recopy(table, error.message, live=False, hint=error.hint)
                 return 0.0
             if action_for(error) is Action.QUARANTINE and table is not None:
                 if not self._outdated(table):
