@@ -121,6 +121,12 @@ class TableSchema(FrozenModel):
         membership: A number that tells the publication and how it was altered last, then those of its entries (for the
             table, its ancestors, their schemas) that make the table a member; new ones mean that changes may have gone
             unpublished. Empty when unknown.
+        key_index: OID of the constraint, or of the index, that makes the key one; another one means that there may have
+            been rows with equal keys. 0 when unknown.
+        type_shape: Labels of the enums and attributes of the composites that the columns' types lead to, each as text
+            that begins with the OID of its type.
+        toast: OID of the TOAST table, where the table may be set unlogged while it is published; another one means that
+            it may have been, for a while. 0 when it does not matter or there is none.
         natts: Highest attnum that the table has ever given out; columns beyond it are new. 0 when unknown.
         landing: How changes land.
         left_out: Names of generated columns, which the publication does not carry.
@@ -132,6 +138,9 @@ class TableSchema(FrozenModel):
     replica_identity: ReplicaIdentity = ReplicaIdentity.DEFAULT
     row_filter: str | None = None
     membership: tuple[int, ...] = ()
+    key_index: int = 0
+    type_shape: tuple[str, ...] = ()
+    toast: int = 0
     natts: int = 0
     landing: Landing = Landing.MIRROR
     left_out: tuple[str, ...] = ()

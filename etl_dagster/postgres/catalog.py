@@ -16,7 +16,8 @@ GENERATED_COLUMNS_SINCE = 180000
 # Publishing through the root, the server lists roots; otherwise leaves. `attrs` is null where there is no column list.
 _TABLES = """
 SELECT c.oid, n.nspname AS schema, c.relname AS name, c.relreplident AS identity, c.relnatts AS natts,
-       c.relkind = 'p' AS is_partitioned, {attrs} AS attnums, {filter} AS row_filter, b.oid AS publication
+       c.relkind = 'p' AS is_partitioned, {attrs} AS attnums, {filter} AS row_filter, b.oid AS publication,
+       {toast} AS toast
 FROM pg_publication b CROSS JOIN LATERAL pg_get_publication_tables(b.pubname) p
 JOIN pg_class c ON c.oid = p.relid
 JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -54,10 +55,17 @@ CROSS JOIN LATERAL (
 ) moved
 """
 
+# ALTER TABLE gives a table that it rewrites another TOAST table; VACUUM FULL, CLUSTER and TRUNCATE do not. A table with
+# an entry of its own cannot be set unlogged.
+_TOAST = """CASE WHEN NOT EXISTS (
+    SELECT FROM pg_publication_rel e WHERE e.prrelid = c.oid AND e.prpubid = b.oid
+) THEN c.reltoastrelid ELSE 0 END"""
+
 # The same of tables that a publication still to be made will hold.
 _NAMED_TABLES = """
 SELECT c.oid, n.nspname AS schema, c.relname AS name, c.relreplident AS identity, c.relnatts AS natts,
-       c.relkind = 'p' AS is_partitioned, NULL::int2[] AS attnums, NULL::text AS row_filter, NULL::oid AS publication
+       c.relkind = 'p' AS is_partitioned, NULL::int2[] AS attnums, NULL::text AS row_filter, NULL::oid AS publication,
+       0 AS toast
 FROM unnest(%(schemas)s::text[], %(names)s::text[]) wanted(schema, name)
 JOIN pg_namespace n ON n.nspname = wanted.schema
 JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = wanted.name
@@ -68,7 +76,8 @@ ORDER BY n.nspname, c.relname
 # nobody's lock on the table.
 _WHOLE_TABLE = """
 SELECT c.oid, n.nspname AS schema, c.relname AS name, c.relreplident AS identity, c.relnatts AS natts,
-       c.relkind = 'p' AS is_partitioned, NULL::int2[] AS attnums, NULL::text AS row_filter, b.oid AS publication
+       c.relkind = 'p' AS is_partitioned, NULL::int2[] AS attnums, NULL::text AS row_filter, b.oid AS publication,
+       0 AS toast
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_publication b ON b.pubname = %(publication)s
 WHERE c.oid = %(relation)s
 """
@@ -105,10 +114,12 @@ WHERE a.attrelid = %(relation)s AND a.attnum > %(natts)s AND (
 """
 
 # A deferrable key identifies nothing while a transaction runs: its rows may pass through states with equal keys.
+# REINDEX CONCURRENTLY makes another index, but keeps the constraint.
 _KEYS = """
 SELECT i.indrelid AS relation, i.indisprimary AS is_primary, i.indisreplident AS is_identity,
-       (i.indkey::int2[])[0:i.indnkeyatts - 1] AS attnums
+       (i.indkey::int2[])[0:i.indnkeyatts - 1] AS attnums, coalesce(c.oid, i.indexrelid) AS identifier
 FROM pg_index i
+LEFT JOIN pg_constraint c ON c.conrelid = i.indrelid AND c.conindid = i.indexrelid AND c.contype IN ('p', 'u')
 WHERE i.indrelid = ANY(%(relations)s) AND i.indisvalid AND (i.indisprimary OR i.indisreplident) AND i.indimmediate
 """
 
@@ -124,6 +135,28 @@ WITH RECURSIVE needed(oid) AS (
 SELECT t.oid, format_type(t.oid, NULL) AS name, t.typtype AS kind, t.typbasetype AS base, t.typtypmod AS typmod,
        CASE WHEN e.typarray = t.oid THEN e.oid ELSE 0 END AS element
 FROM needed JOIN pg_type t ON t.oid = needed.oid LEFT JOIN pg_type e ON e.oid = t.typelem
+"""
+
+# What the enums and composites consist of that types lead to, by type. Rows hold it, but no change shows in them.
+_SHAPES = """
+WITH RECURSIVE used(type, oid) AS (
+    SELECT oid, oid FROM unnest(%(types)s::oid[]) AS oid
+  UNION
+    SELECT used.type, next.oid FROM used JOIN pg_type t ON t.oid = used.oid
+    CROSS JOIN LATERAL (
+        SELECT t.typbasetype UNION SELECT t.typelem
+        UNION SELECT r.rngsubtype FROM pg_range r WHERE t.oid IN (r.rngtypid, r.rngmultitypid)
+        UNION SELECT a.atttypid FROM pg_attribute a
+        WHERE t.typtype = 'c' AND a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped
+    ) AS next(oid)
+    WHERE next.oid <> 0
+)
+SELECT used.type, e.enumtypid || ' ' || e.oid || ' ' || e.enumlabel AS part
+FROM used JOIN pg_enum e ON e.enumtypid = used.oid
+UNION ALL
+SELECT used.type, t.oid || ' (' || a.attnum || ') ' || a.attname || ' ' || a.atttypid
+FROM used JOIN pg_type t ON t.oid = used.oid AND t.typtype = 'c'
+JOIN pg_attribute a ON a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped
 """
 
 _KINDS = {
@@ -146,6 +179,7 @@ class _Table(NamedTuple):
     attnums: Sequence[int] | None
     row_filter: str | None
     publication: int | None
+    toast: int
 
 
 class _Attribute(NamedTuple):
@@ -170,6 +204,10 @@ class _Index(NamedTuple):
     is_primary: bool
     is_identity: bool
     attnums: Sequence[int]
+    identifier: int
+
+
+_NO_INDEX = _Index(0, False, False, (), 0)
 
 
 class _Type(NamedTuple):
@@ -181,7 +219,7 @@ class _Type(NamedTuple):
     element: int
 
 
-_NOT_FOLLOWED = ("row_filter", "membership")
+_NOT_FOLLOWED = ("row_filter", "membership", "key_index", "type_shape", "toast")
 
 _Row = TypeVar("_Row")
 _Owned = TypeVar("_Owned", _Attribute, _Index, _Entry)
@@ -208,8 +246,12 @@ def current_table(connection: Connection, publication: str, known: TableSchema) 
     for found in _describe(connection, _query_table(connection, publication, known.oid)):
         table = found.model_copy(update={name: getattr(known, name) for name in _NOT_FOLLOWED})
         filled = connection.execute(_FILLED, {"relation": known.oid, "natts": known.natts}).fetchall()
-        unknown = {attnum for (attnum,) in filled} - {column.attnum for column in known.columns}
-        if not any(column.attnum in unknown and column.missing is None for column in table.columns):
+        doubtful = {attnum for (attnum,) in filled}
+        in_leaves = missing_in_leaves(connection, [known.oid])[known.oid]
+        disagreed = {name for name, value in in_leaves.items() if value is None}
+        former = {column.attnum for column in known.columns}
+        added = [c for c in table.columns if c.attnum not in former and c.missing is None]
+        if not any(column.attnum in doubtful or column.name in disagreed for column in added):
             return table
     return None
 
@@ -268,6 +310,7 @@ def _query_tables(connection: Connection, publication: str, relation: int | None
     query = _TABLES.format(
         attrs="p.attrs::int2[]" if recent else "NULL::int2[]",
         filter="pg_get_expr(p.qual, p.relid)" if recent else "NULL::text",
+        toast=_TOAST,
     )
     found = _rows(connection, query, {"publication": publication, "relation": relation}, _Table)
     if not found:  # or is there no such publication? Then this is refused
@@ -291,7 +334,8 @@ def _schema(
     table: _Table, attributes: list[_Attribute], indexes: list[_Index], types: _Types, membership: tuple[int, ...]
 ) -> TableSchema:
     published = [a for a in attributes if _is_published(a, table.attnums)]
-    key = _key(ReplicaIdentity(table.identity), indexes, {a.attnum for a in published})
+    index = _key_index(ReplicaIdentity(table.identity), indexes)
+    key = _key(index, {a.attnum for a in published})
     return TableSchema(
         id=TableId(table.schema, table.name),
         oid=table.oid,
@@ -299,6 +343,9 @@ def _schema(
         replica_identity=ReplicaIdentity(table.identity),
         row_filter=table.row_filter,
         membership=membership,
+        key_index=index.identifier if key else 0,
+        toast=table.toast,
+        type_shape=tuple(sorted({part for a in published for part in types.shapes.get(a.type, ())})),
         left_out=tuple(a.name for a in attributes if a.generated and not _is_published(a, table.attnums)),
         natts=table.natts,
     )
@@ -308,11 +355,15 @@ def _is_published(attribute: _Attribute, attnums: Sequence[int] | None) -> bool:
     return attribute.attnum in attnums if attnums else not attribute.generated
 
 
-def _key(identity: ReplicaIdentity, indexes: list[_Index], published: set[int]) -> dict[int, int]:
-    """Attnum to place in the key; empty when the stream cannot carry the whole key."""
+def _key_index(identity: ReplicaIdentity, indexes: list[_Index]) -> _Index:
     by_index = identity is ReplicaIdentity.INDEX
-    found = next((i.attnums for i in indexes if (i.is_identity if by_index else i.is_primary)), ())
-    return {attnum: place for place, attnum in enumerate(found)} if published.issuperset(found) else {}
+    return next((i for i in indexes if (i.is_identity if by_index else i.is_primary)), _NO_INDEX)
+
+
+def _key(index: _Index, published: set[int]) -> dict[int, int]:
+    """Attnum to place in the key; empty when the stream cannot carry the whole key."""
+    places = {attnum: place for place, attnum in enumerate(index.attnums)}
+    return places if published.issuperset(places) else {}
 
 
 def _column(attribute: _Attribute, key: Mapping[int, int], types: _Types) -> Column:
@@ -329,13 +380,18 @@ def _column(attribute: _Attribute, key: Mapping[int, int], types: _Types) -> Col
 class _Types:
     """The types in use, resolved once each."""
 
-    def __init__(self, rows: Iterable[_Type]) -> None:
+    def __init__(self, rows: Iterable[_Type], shapes: Mapping[int, Sequence[str]]) -> None:
+        self.shapes = shapes
         self._rows = {row.oid: row for row in rows}
         self._resolved: dict[tuple[int, int, str], PgType] = {}
 
     @classmethod
     def read(cls, connection: Connection, oids: set[int]) -> _Types:
-        return cls(_rows(connection, _TYPES, {"types": sorted(oids)}, _Type))
+        types = {"types": sorted(oids)}
+        shapes: dict[int, list[str]] = {}
+        for oid, part in connection.execute(_SHAPES, types):
+            shapes.setdefault(oid, []).append(part)
+        return cls(_rows(connection, _TYPES, types, _Type), shapes)
 
     def resolve(self, oid: int, typmod: int, *, name: str) -> PgType:
         wanted = (oid, typmod, name)

@@ -32,15 +32,20 @@ FROM tree JOIN pg_class c ON c.oid = tree.relation ORDER BY tree.root, c.oid
 """
 )
 
-# The columns of a partitioned table never have a missing value of their own.
+# The columns of a partitioned table never have a missing value of their own. A leaf whose row of the column is as old
+# as those of its system columns is not older than the column, and says nothing of it.
 _LEAVES_MISSING = (
     _TREE
     + """
-SELECT tree.root, a.attname, min(array_to_string(a.attmissingval, '') COLLATE "C")
+SELECT tree.root, a.attname, min(array_to_string(a.attmissingval, '') COLLATE "C"),
+       bool_and(a.atthasmissing) AND count(DISTINCT array_to_string(a.attmissingval, '') COLLATE "C") = 1
 FROM tree JOIN pg_class c ON c.oid = tree.relation AND c.relkind = 'r'
 JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+WHERE a.atthasmissing OR NOT EXISTS (
+    SELECT FROM pg_attribute s WHERE s.attrelid = c.oid AND s.attnum < 0 AND s.xmin = a.xmin
+)
 GROUP BY tree.root, a.attname
-HAVING bool_and(a.atthasmissing) AND count(DISTINCT array_to_string(a.attmissingval, '') COLLATE "C") = 1
+HAVING bool_or(a.atthasmissing)
 """
 )
 
@@ -74,10 +79,13 @@ def heap_files(connection: Connection, tables: Sequence[TableSchema]) -> dict[Ta
     return files
 
 
-def missing_in_leaves(connection: Connection, roots: Sequence[int]) -> dict[int, dict[str, str]]:
-    """By name of the column, the missing value that all leaf partitions of a partitioned table agree on."""
-    missing: dict[int, dict[str, str]] = {}
+def missing_in_leaves(connection: Connection, roots: Sequence[int]) -> dict[int, dict[str, str | None]]:
+    """By name of the column, the missing value that all leaf partitions of a partitioned table agree on.
+
+    None where they disagree; columns that have none in any leaf are left out.
+    """
+    missing: dict[int, dict[str, str | None]] = {root: {} for root in roots}
     if roots:
-        for root, name, value in connection.execute(_LEAVES_MISSING, {"relations": list(roots)}):
-            missing.setdefault(root, {})[name] = value
+        for root, name, value, agreed in connection.execute(_LEAVES_MISSING, {"relations": list(roots)}):
+            missing[root][name] = value if agreed else None
     return missing

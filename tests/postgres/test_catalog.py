@@ -191,21 +191,27 @@ def test_the_value_of_rows_older_than_a_column_is_told_exactly(
     assert columns[0].missing is columns[-1].missing is None
 
 
-def test_the_missing_value_of_a_partitioned_table_is_that_of_all_its_leaves(
+LEAVES = """
+create table r(id int) partition by range (id); create table r1 partition of r for values from (0) to (10);
+create table r2 partition of r for values from (10) to (30) partition by range (id);
+create table r21 partition of r2 for values from (10) to (20);
+"""
+
+
+def test_the_missing_value_of_a_partitioned_table_is_that_of_all_leaves_older_than_the_column(
     connect: Connect, source: PostgresSource
 ) -> None:
     admin = connect()
-    admin.execute(
-        "create table r(id int) partition by range (id); create table r1 partition of r for values from (0) to (10);"
-        "create table r2 partition of r for values from (10) to (30) partition by range (id);"
-        "create table r21 partition of r2 for values from (10) to (20); alter table r add a text default '{\"x\"}'"
-    )
+    admin.execute(LEAVES + "alter table r add a text default '{\"x\"}'")
     source.prepare_publication()
     agreed = source.tables()[TableId("public", "r")]
     admin.execute("create table r3 partition of r for values from (30) to (40)")
+    with_younger = source.tables()[TableId("public", "r")]
+    admin.execute("vacuum full r21")
     disagreed = source.tables()[TableId("public", "r")]
 
     assert [(c.name, c.missing) for c in agreed.columns] == [("id", None), ("a", '{"x"}')]
+    assert with_younger.columns == agreed.columns
     assert [(c.name, c.missing) for c in disagreed.columns] == [("id", None), ("a", None)]
 
 
@@ -246,7 +252,7 @@ def test_a_table_that_can_be_followed_is_described_as_it_is_now(
     now = source.describe(known)
 
     assert now is not None
-    assert now == source.tables()[TableId("public", "t")]
+    assert now == source.tables()[TableId("public", "t")].altered(toast=known.toast)
     assert now.columns[-1].missing == missing
     assert source.describe(now) == now
 
@@ -286,18 +292,19 @@ def test_a_new_column_of_a_partitioned_table_is_followed_when_its_leaves_agree(
     connect: Connect, source: PostgresSource
 ) -> None:
     admin = connect()
-    admin.execute(
-        "create table r(id int) partition by range (id); create table r1 partition of r for values from (0) to (10);"
-        "create table r2 partition of r for values from (10) to (20)"
-    )
+    admin.execute(LEAVES)
     source.prepare_publication()
     known = source.tables()[TableId("public", "r")]
     admin.execute("alter table r add a int default 5")
     followed = source.describe(known)
-    admin.execute("create table r3 partition of r for values from (20) to (30)")
+    admin.execute("create table r3 partition of r for values from (30) to (40)")
+    with_younger = source.describe(known)
+    admin.execute("alter table r alter a drop default")
+    admin.execute("vacuum full r21")
 
     assert followed is not None
     assert followed.columns[1].missing == "5"
+    assert with_younger == followed
     assert source.describe(known) is None
 
 
@@ -657,3 +664,44 @@ def test_filter_and_column_list_of_a_partitioned_table_hold_in_leaves_of_another
     streamed = [r for piece in window for events in piece for c in events.changes for r in c.rows.to_pylist()]
 
     assert copied == streamed == [{"id": 4, "v": "v4"}, {"id": 6, "v": "six"}]
+
+
+def test_the_key_is_another_one_after_it_was_made_again_but_not_after_reindex(
+    connect: Connect, source: PostgresSource
+) -> None:
+    admin = connect()
+    admin.execute("create table t(id int primary key)")
+    source.prepare_publication()
+
+    def key_index() -> int:
+        return source.tables()[TableId("public", "t")].key_index
+
+    first = key_index()
+    admin.execute("reindex table t")
+    admin.execute("reindex table concurrently t")
+    admin.execute("alter table t replica identity full")
+    after_reindex = key_index()
+    admin.execute("alter table t drop constraint t_pkey; alter table t add primary key (id)")
+
+    assert first == after_reindex != 0
+    assert key_index() != first
+
+
+def test_the_types_that_columns_lead_to_are_told_part_by_part(connect: Connect, source: PostgresSource) -> None:
+    admin = connect()
+    admin.execute(
+        "create type mood as enum ('sad', 'so so'); create domain feeling as mood;"
+        "create type moods as range (subtype = mood); create type pair as (a int, m mood[]);"
+        "create table plain(id int primary key, v text, l int[]); create table direct(m mood primary key);"
+        "create table arrays(m mood[]); create table domains(m feeling); create table ranges(m moods);"
+        "create table pairs(p pair[])"
+    )
+    source.prepare_publication()
+    shapes = {table.id.name: table.type_shape for table in source.tables().values()}
+    mood = [part.split(" ", 2)[2] for part in shapes["direct"]]
+
+    assert shapes["plain"] == ()
+    assert sorted(mood) == ["sad", "so so"]
+    assert shapes["arrays"] == shapes["domains"] == shapes["ranges"] == shapes["direct"]
+    assert set(shapes["pairs"]) > set(shapes["direct"])
+    assert sorted(p.split(" ")[2] for p in set(shapes["pairs"]) - set(shapes["direct"])) == ["a", "m"]
