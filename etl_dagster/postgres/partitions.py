@@ -27,7 +27,10 @@ WITH RECURSIVE tree(root, relation, links, born) AS (
 _FILES = (
     _TREE
     + """
-SELECT tree.root, c.oid, c.relfilenode, tree.links, tree.born AND tree.root <> c.oid, c.relkind = 'r'
+SELECT tree.root, c.oid, c.relfilenode, CASE WHEN tree.root <> c.oid THEN tree.links ELSE (
+           SELECT string_agg(a.xmin::text, ',' ORDER BY a.attnum)
+           FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0
+       ) END, tree.born AND tree.root <> c.oid, c.relkind = 'r'
 FROM tree JOIN pg_class c ON c.oid = tree.relation ORDER BY tree.root, c.oid
 """
 )
@@ -55,7 +58,9 @@ class RelationFile:
     """One heap of a table.
 
     Attributes:
-        attachment: Tells when it, and every level up to the table, was attached; another text after it was again.
+        attachment: Of a partition, tells when it, and every level up to the table, was attached; another text after it
+            was again. Of a table's own heap, tells when each column was last altered; columns that are added stand at
+            the end.
         born_partition: It was created as a partition, as was every level up to the table, and was never detached. False
             also where that cannot be told any more.
     """

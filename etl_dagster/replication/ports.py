@@ -66,9 +66,9 @@ class Writer(Protocol):
 class RelationFile(Protocol):
     """One heap of a table: its own, or that of a leaf partition.
 
-    ``attachment`` is another text after a partition was detached and attached again. ``born_partition``: it was created
-    as a partition, so that all its rows have passed through the stream; one that was attached later may have brought
-    rows along.
+    ``attachment`` is another text after a partition was detached and attached again; of a table's own heap it tells
+    when each column was last altered. ``born_partition``: it was created as a partition, so that all its rows have
+    passed through the stream; one that was attached later may have brought rows along.
     """
 
     @property

@@ -143,7 +143,7 @@ class Catalogue:
     def _refresh_table(self, schema: TableSchema, files: Sequence[RelationFile], position: Lsn, read_at: Lsn) -> None:
         table = schema.id
         record, known = self._tables.records.get(table), self._tables.schemas.get(table)
-        change = "" if known is None else difference(known, schema) or _partition_change(schema.oid, record, files)
+        change = "" if known is None else difference(known, schema) or _unseen_change(schema.oid, record, files)
         if record is None:
             self._tables.add(table)
         elif record.state is TableState.REMOVED:
@@ -207,6 +207,25 @@ class Catalogue:
         seen = tuple(sorted((file.relation, file.filenode, file.attachment) for file in files))
         if self._tables.records[table].files != seen:
             self._tables.amend(table, files=seen)
+
+
+def _unseen_change(oid: int, record: TableRecord | None, files: Sequence[RelationFile]) -> str:
+    """What happened to a table's heaps that a stream does not tell; empty when nothing."""
+    return _rewrite(oid, record, files) or _partition_change(oid, record, files)
+
+
+def _rewrite(oid: int, record: TableRecord | None, files: Sequence[RelationFile]) -> str:
+    """A new heap alone comes of TRUNCATE, which the stream tells, or of VACUUM FULL; altered columns with it do not."""
+    before = [known[1:] for known in (record.files if record and record.files else ()) if known[0] == oid]
+    now = [(file.filenode, file.attachment) for file in files if file.relation == oid]
+    if not (before and now):
+        return ""
+    (file, columns), (new_file, new_columns) = before[0], now[0]
+    if file != new_file and not f"{new_columns},".startswith(
+        f"{columns},"
+    ):  # columns that were added are no alteration
+        return "its rows were rewritten (ALTER TABLE … USING, SET EXPRESSION), which the stream does not tell"
+    return ""
 
 
 def _partition_change(oid: int, record: TableRecord | None, files: Sequence[RelationFile]) -> str:

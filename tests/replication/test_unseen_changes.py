@@ -114,3 +114,22 @@ def test_a_label_that_was_added_or_an_enum_that_is_used_no_more_is_no_reason_to_
 def test_a_composite_type_that_was_altered(scenario, change: str) -> None:
     made = (*PAIRS, "insert into t values (1, row(1, 'x'))")
     assert copies_after(scenario, "for table t", made, f"alter type pair {change}")
+
+
+@pytest.mark.parametrize(
+    ("change", "copies"),
+    [
+        ("alter table t alter v type text using upper(v)", 1),
+        ("vacuum full t", 0),
+        ("truncate t", 0),
+        ("alter table t alter v set default 'x'", 0),
+    ],
+)
+def test_rows_rewritten_in_place_are_copied_afresh(scenario, change: str, copies: int) -> None:
+    scenario.execute("create table t (id int primary key, v text)", "insert into t values (1, 'a'), (2, 'b')")
+    publish(scenario, "for table t")
+    sync(scenario)
+    scenario.execute(change, "insert into t values (3, 'c')")
+    journal = sync(scenario)
+    assert journal.copies() == copies
+    scenario.assert_equal("t")
