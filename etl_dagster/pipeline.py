@@ -299,7 +299,7 @@ class Pipeline:
             ConfigError: The pipeline has no such table.
         """
         with self._watching:
-            return self._request_copy(self._known_record(table), "a re-sync was asked for")
+            return self._request_copy(self._known_record(table), lifecycle.RESYNC_ASKED)
 
     def request_resume(self, table: TableId) -> TableRecord:
         """Have a quarantined table go on where it was taken out, by whichever process runs the pipeline now or next.

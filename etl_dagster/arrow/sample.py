@@ -25,6 +25,8 @@ def tell_row(
         fields_of: Values of a key column, for the rows that were being decoded, and whether they are text.
     """
     error.table = str(table.id)
+    if error.column in {column.name for column in table.key}:
+        error.hint = "Values of a key are never replaced: choose `text` for the column, or correct them at the source"
     if error.row is not None and table.key:
         values = [f"{column.name} = {_value(column, *fields_of(column), error.row)}" for column in table.key]
         error.message += f" (row with {', '.join(values)})"

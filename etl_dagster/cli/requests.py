@@ -60,7 +60,7 @@ def _quarantined(pipeline: str, name: str, states: dict[TableId, TableState]) ->
 
 def _matching(pipeline: str, name: str, known: Sequence[TableId]) -> list[TableId]:
     try:
-        pattern = TablePattern.parse(name)
+        pattern = TablePattern.parse("*.*" if name == "*" else name)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if found := [table for table in known if pattern.matches(table)]:

@@ -119,7 +119,7 @@ class Replicator:
                 self._source, self._destination, self._tables, self._copier, self._choices, self._reporter
             )
             self._quarantine = Quarantine(
-                self._destination, self._tables, self._catalogue, self._choices, self._reporter, self._piece_bytes
+                self._destination, self._tables, self._catalogue, self._reporter, self._piece_bytes
             )
             # What lives by now stays: without it, looking for garbage among imported modules takes 4 % of a copy.
             gc.freeze()
@@ -363,7 +363,7 @@ class Replicator:
             BatchReport(
                 start=start,
                 position=window.position,
-                changes={table: count for table, count in changes.items() if count},
+                changes={table: count for table, count in changes.items() if count and not routes[table].held},
                 transactions=window.transactions,
                 bytes=window.bytes,
                 read_seconds=clock.seconds,

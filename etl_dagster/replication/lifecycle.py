@@ -16,6 +16,9 @@ from etl_dagster.store.base import TableRecord, TableState
 INIT, COPYING, COPIED = TableState.INIT, TableState.COPYING, TableState.COPIED
 READY, QUARANTINED, REMOVED = TableState.READY, TableState.QUARANTINED, TableState.REMOVED
 
+# Why a table is put back when its user asks for a fresh copy.
+RESYNC_ASKED = "a re-sync was asked for"
+
 _Move = tuple[TableState, TableState]
 
 # Every legal move, and what makes it.

@@ -7,7 +7,7 @@ from time import monotonic
 
 from etl_dagster.destinations.base import Destination
 from etl_dagster.errors import EtlError
-from etl_dagster.model import EventBatch, Lsn, Route, TableChoices, TableId, TableSchema
+from etl_dagster.model import EventBatch, Lsn, Route, TableId, TableSchema
 from etl_dagster.pgoutput import StreamDecoder
 from etl_dagster.replication.difference import difference
 from etl_dagster.replication.policy import Action, action_for
@@ -28,14 +28,12 @@ class Quarantine:
         destination: Destination,
         tables: Tables,
         catalogue: Catalogue,
-        choices: TableChoices,
         reporter: Reporter,
         piece_bytes: int,
     ) -> None:
         self._destination = destination
         self._tables = tables
         self._catalogue = catalogue
-        self._choices = choices
         self._reporter = reporter
         self._piece_bytes = piece_bytes
 
@@ -51,7 +49,7 @@ class Quarantine:
     def bring_back(self, record: TableRecord, position: Lsn) -> None:
         """Apply what was held for a table, under today's choices, and let it go on; or leave it, with the new cause."""
         known = self._tables.schemas[record.table]
-        schema = self._choices.apply(known)
+        schema = self._catalogue.chosen(known)
         if change := difference(known, schema):
             self._tables.recopy(record.table, change, live=False)
             self._tables.save_schema(schema, position)

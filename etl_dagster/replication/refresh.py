@@ -9,6 +9,7 @@ from etl_dagster.errors import SourceLocked
 from etl_dagster.model import EventBatch, Landing, Lsn, Route, TableChoices, TableEvents, TableId, TableSchema
 from etl_dagster.replication.copying import Copier
 from etl_dagster.replication.difference import column_changes, difference, same_columns
+from etl_dagster.replication.lifecycle import RESYNC_ASKED
 from etl_dagster.replication.ports import RelationFile, Source
 from etl_dagster.replication.report import Reporter
 from etl_dagster.replication.stream import passed
@@ -47,10 +48,11 @@ class Catalogue:
         self._writing: dict[TableId, set[str]] = {}
         # Columns that changed, and the position past which no row can bring that to light before we do.
         self._silent: dict[TableId, tuple[TableSchema, Lsn]] = {}
+        self._told: set[TableId] = set()
 
     def refresh(self, position: Lsn) -> None:
         """Follow the publication: tables that joined, left, were altered or made anew."""
-        published = {table: self._choices.apply(schema) for table, schema in self._source.tables().items()}
+        published = {table: self.chosen(schema) for table, schema in self._source.tables().items()}
         files = self._source.files(list(published.values()))
         read_at = self._source.current_position()
         for table, schema in published.items():
@@ -58,6 +60,25 @@ class Catalogue:
         for table, record in list(self._tables.records.items()):
             if table not in published and record.state is not TableState.REMOVED:
                 self._leave(record)
+
+    def chosen(self, found: TableSchema) -> TableSchema:
+        """A table under the choices, but for a landing that keeps what another one would give up.
+
+        That takes a re-sync: a slip in the configuration must not cost the rows that only the destination has.
+        """
+        schema = self._choices.apply(found)
+        known, record = self._tables.schemas.get(found.id), self._tables.records.get(found.id)
+        if known is None or record is None or known.landing in (Landing.MIRROR, schema.landing):
+            return schema
+        if record.state is TableState.INIT and record.reason == RESYNC_ASKED:
+            return schema
+        if found.id not in self._told:
+            self._told.add(found.id)
+            self._reporter.notice(
+                f"{found.id} goes on landing as {known.landing}, though the configuration says {schema.landing}: "
+                "what it has kept would be lost. A re-sync changes it"
+            )
+        return schema.altered(landing=known.landing)
 
     def settle(self, position: Lsn) -> None:
         """Look whether the transactions that copies have to wait for are over, and the stream past them."""
@@ -114,7 +135,7 @@ class Catalogue:
             return None
         if found is None:
             return None
-        now = self._choices.apply(found)
+        now = self.chosen(found)
         untold = [column for column in now.columns if column.attnum > known.natts and column.missing is None]
         if untold and self._rewritten(known):
             return None
