@@ -145,10 +145,6 @@ class TableSchema(FrozenModel):
     landing: Landing = Landing.MIRROR
     left_out: tuple[str, ...] = ()
 
-    def altered(self, **changes: Any) -> Self:
-        """A copy with other fields."""
-        return self.model_copy(update=changes)
-
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         copied = super().model_copy(update=update, deep=deep)
         for derived in ("key", "key_indexes", "identity_indexes"):

@@ -170,7 +170,9 @@ class Replicator:
         """Apply the stream up to ``until`` (the source's present end when not given), then go on within the budget."""
         goal = until if until is not None else self._source.current_position()
         deadline = monotonic() + budget_seconds
-        self._run(lambda: passed(self.position, goal) and not self._to_resume() and monotonic() >= deadline, stop)
+        self._run(
+            lambda: passed(self.position, goal) and not self._tables.to_resume() and monotonic() >= deadline, stop
+        )
 
     def follow(self, *, stop: Stop) -> None:
         """Go on until asked to stop."""
@@ -221,11 +223,8 @@ class Replicator:
                 self._copier.drop(record.table)
             self._refresh()
 
-    def _to_resume(self) -> Sequence[TableRecord]:
-        return [record for record in self._tables.in_state(TableState.QUARANTINED) if record.resume]
-
     def _resume_quarantined(self) -> Sequence[TableId]:
-        wanted = self._to_resume()
+        wanted = self._tables.to_resume()
         for record in wanted:
             self._quarantine.bring_back(record, self.position)
             self._refreshed_at = _NEVER  # nobody has followed its columns meanwhile

@@ -78,7 +78,7 @@ class Catalogue:
                 f"{found.id} goes on landing as {known.landing}, though the configuration says {schema.landing}: "
                 "what it has kept would be lost. A re-sync changes it"
             )
-        return schema.altered(landing=known.landing)
+        return schema.model_copy(update={"landing": known.landing})
 
     def settle(self, position: Lsn) -> None:
         """Look whether the transactions that copies have to wait for are over, and the stream past them."""
@@ -242,9 +242,8 @@ def _rewrite(oid: int, record: TableRecord | None, files: Sequence[RelationFile]
     if not (before and now):
         return ""
     (file, columns), (new_file, new_columns) = before[0], now[0]
-    if file != new_file and not f"{new_columns},".startswith(
-        f"{columns},"
-    ):  # columns that were added are no alteration
+    altered = not f"{new_columns},".startswith(f"{columns},")  # columns that were added stand at the end
+    if file != new_file and altered:
         return "its rows were rewritten (ALTER TABLE … USING, SET EXPRESSION), which the stream does not tell"
     return ""
 

@@ -134,8 +134,11 @@ class Tables:
 
     def unfinished(self) -> Sequence[TableRecord]:
         """Tables that wait for a copy, are being copied, or are to be resumed."""
-        resumed = [record for record in self.in_state(TableState.QUARANTINED) if record.resume]
-        return [*self.in_state(TableState.INIT, TableState.COPYING, TableState.COPIED), *resumed]
+        return [*self.in_state(TableState.INIT, TableState.COPYING, TableState.COPIED), *self.to_resume()]
+
+    def to_resume(self) -> Sequence[TableRecord]:
+        """Quarantined tables that are asked for to go on."""
+        return [record for record in self.in_state(TableState.QUARANTINED) if record.resume]
 
     def _save(self, record: TableRecord) -> TableRecord:
         self._store.save_table(record)

@@ -118,7 +118,7 @@ def altered(
         type_, missing = what if isinstance(what, tuple) else (what, None)
         natts += 1
         columns.append(Column(attnum=natts, name=name, type=type_, missing=missing))
-    return table.altered(columns=tuple(columns), natts=natts)
+    return table.model_copy(update={"columns": tuple(columns), "natts": natts})
 
 
 def rows_batch(table: TableSchema, rows: Sequence[Values]) -> pa.RecordBatch:

@@ -252,7 +252,7 @@ def test_a_table_that_can_be_followed_is_described_as_it_is_now(
     now = source.describe(known)
 
     assert now is not None
-    assert now == source.tables()[TableId("public", "t")].altered(toast=known.toast)
+    assert now == source.tables()[TableId("public", "t")].model_copy(update={"toast": known.toast})
     assert now.columns[-1].missing == missing
     assert source.describe(now) == now
 

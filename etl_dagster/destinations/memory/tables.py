@@ -61,7 +61,7 @@ class LiveTable:
                 self._fill(column)
         self.known |= {column.attnum for column in table.columns}
         # How changes land was settled when the table was copied.
-        self.table = table.altered(landing=self.table.landing)
+        self.table = table.model_copy(update={"landing": self.table.landing})
 
     def _fill(self, column: Column) -> None:
         for key, row in self.rows.items():

@@ -254,10 +254,10 @@ class ChangelogContract(Suite):
 
     @pytest.mark.parametrize("key", [("id",), ()])
     def test_every_type_passes_through(self, place: Place, key: tuple[str, ...]) -> None:
-        table = typed_table().altered(landing=Landing.CHANGELOG)
+        table = typed_table().model_copy(update={"landing": Landing.CHANGELOG})
         if not key:
             columns = tuple(column.model_copy(update={"key_ordinal": None}) for column in table.columns)
-            table = table.altered(columns=columns)
+            table = table.model_copy(update={"columns": columns})
         rows, target = typed_rows(), CopyTarget(table, "c7")
         empty = [(i, *[None] * (len(table.columns) - 1)) for i in range(rows.num_rows)]
         place.destination.truncate_table(target)

@@ -237,7 +237,7 @@ class ColumnContract(Suite):
     def test_a_new_copy_brings_its_own_columns(self, destination: Destination, table: TableSchema) -> None:
         destination.write_events(make_batch(30, [[events(altered(table, add={"more": TEXT}))]]))
         columns = (*table.columns[:1], Column(attnum=9, name="name", type=INT8))
-        other = table.altered(columns=columns, natts=9)
+        other = table.model_copy(update={"columns": columns, "natts": 9})
         copied(destination, other, [(1, 5)], copy_id="c2", at=40)
         destination.write_events(make_batch(50, [[events(other, Insert(45, (2, 6)))]]))
         assert content(destination, other) == [(1, 5), (2, 6)]
