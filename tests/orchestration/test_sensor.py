@@ -146,8 +146,9 @@ def test_it_says_that_the_source_cannot_be_reached_and_recovers_by_itself(projec
 
 
 def _state(project: Project) -> object:
+    # Decoding moves restart_lsn by itself whenever it passes a record of running transactions; no tick confirms anything.
     slots = project.source.execute(
-        "select confirmed_flush_lsn, restart_lsn from pg_replication_slots where database = current_database()"
+        "select slot_name, confirmed_flush_lsn from pg_replication_slots where database = current_database()"
     ).fetchall()
     store = (project.folder / "state.sqlite").read_bytes()
     return slots, store, (project.folder / "warehouse.duckdb").stat().st_mtime_ns, project.instance.get_runs_count()
