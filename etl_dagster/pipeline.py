@@ -21,12 +21,12 @@ from etl_dagster.config import PipelineConfig, load_config
 from etl_dagster.destinations.base import Destination
 from etl_dagster.destinations.registry import open_destination
 from etl_dagster.errors import ConfigError, ErrorKind, EtlError, StateError
-from etl_dagster.model import Landing, Lsn, TableId, TableSchema
+from etl_dagster.model import Landing, Lsn, Slice, TableId, TableSchema
 from etl_dagster.postgres import CheckResult, Difference, PostgresSource, check, compare_table
 from etl_dagster.replication import LogReporter, Replicator, Reporter, Stop, lifecycle
 from etl_dagster.retry import Backoff, Retrier
 from etl_dagster.store import open_store
-from etl_dagster.store.base import Store, TableRecord, TableState
+from etl_dagster.store.base import Request, Store, TableRecord, TableState
 
 # WAL that holds nothing for us is passed over once it adds up to this much, so that the slot does not keep it back.
 IDLE_WAL_BYTES = 64 * 1024 * 1024
@@ -319,6 +319,21 @@ class Pipeline:
             record = lifecycle.amend(record, resume=True)
             self._store.save_table(record)
             return record
+
+    def slices(self, table: TableId) -> list[Slice]:
+        """The slices of a table as they are now; none without a rule that fits, or while its ranges are not planned."""
+        raise NotImplementedError
+
+    def plan_slices(self, table: TableId) -> list[Slice]:
+        """The same, with ranges planned that were not, and the last one cut again when it has grown.
+
+        Reads a sample of the source's table; keeps what it found in the store.
+        """
+        raise NotImplementedError
+
+    def is_done(self, request: Request) -> bool:
+        """Whether what was asked for has been taken up and seen through, well or not: the table's record tells."""
+        raise NotImplementedError
 
     def _known_record(self, table: TableId) -> TableRecord:
         records = self._store.tables()

@@ -18,6 +18,8 @@ PIECE_BYTES = 24 * 1024 * 1024
 # Small enough to repeat after a kill and to spread over connections, large enough that its fixed costs vanish.
 CHUNK_BYTES = 64 * 1024 * 1024
 COPY_CONNECTIONS = 2
+# Each has a change log at the destination and a place in every look at locks; those of thousands would be in the way.
+COPYING_TABLES = 64
 IDLE_POLL_SECONDS = 0.2
 BUSY_SLOT_TIMEOUT_SECONDS = 60.0
 BARRIER_NOTICE_SECONDS = 10.0
@@ -35,6 +37,7 @@ class ReplicationSettings(FrozenModel):
     piece_bytes: int = Field(PIECE_BYTES, ge=1024, description="Bytes of decoded changes merged at once")
     chunk_bytes: int = Field(CHUNK_BYTES, ge=8192, description="Heap bytes of one chunk of a copy")
     copy_connections: int = Field(COPY_CONNECTIONS, ge=1, le=64, description="Connections that copy at once")
+    copying_tables: int = Field(COPYING_TABLES, ge=1, description="Tables whose copies are under way at once")
     idle_poll_seconds: float = Field(IDLE_POLL_SECONDS, gt=0, description="Pause of `follow` when nothing changed")
     busy_slot_timeout_seconds: float = Field(
         BUSY_SLOT_TIMEOUT_SECONDS, ge=0, description="How long to wait for a slot that a dead client still holds"

@@ -60,8 +60,9 @@ class CopyResult:
 
     Attributes:
         rows: Rows in the table after the swap; None when the swap has to wait for ``undecided``.
-        undecided: Keys (the key columns, in key order) whose unchanged TOAST values stand neither in the log nor in
-            the staged rows; None when the copy is finished.
+        undecided: Keys (the key columns, in key order) to read again, because their unchanged TOAST values stand
+            neither in the log nor in the staged rows, or because nobody knows whether the source has them; None when
+            the copy is finished.
     """
 
     rows: int | None
@@ -113,6 +114,13 @@ class Destination(ABC):
             owner: The pipeline for which it is opened. A table belongs to the pipeline that copied it first: the others
                 neither see it in `positions` and `copies` nor begin a copy of it, which raises `TableError`. So does a
                 table of the same name that no pipeline made.
+        """
+
+    def rest(self, *, idle: bool) -> None:
+        """Called between batches: a chance to let go of what other processes wait for; the next call takes it again.
+
+        Args:
+            idle: There is nothing to do at present.
         """
 
     def shutdown(self) -> None:
@@ -185,6 +193,15 @@ class Destination(ABC):
         that the log and the former live table both have is kept as that table has it. Nothing stays of a former
         changelog, or when the key has changed. ``changelog``: the rows of the one chunk, then every change in the log
         whose transaction `ChunkRows.snapshot` did not see.
+
+        *Slices* (``target.slices``; the table is live and not a changelog): the staged rows go into the live table,
+        in one transaction, and its watermark stays. Rows whose key is in the log are as the live table has them; other
+        staged rows take the place of live rows of their key, wherever those stand. Live rows of the slices (in
+        `soft_delete`: that are not deleted) that are neither staged nor in the log are returned as ``undecided`` at
+        first, since the source may have them elsewhere; once keys have been read again, the rows that were found go in
+        likewise, and the others are removed, or deleted at ``position``. The live table follows the columns of
+        ``target.table`` before, as with `write_events`. A truncate in the log empties all that was staged. Returns how
+        many rows were staged and not read again.
         """
 
     @abstractmethod

@@ -19,6 +19,7 @@ from etl_dagster.model.choices import TableChoices
 from etl_dagster.model.chunks import ChunkPlan
 from etl_dagster.model.lsn import ZERO_LSN, Lsn
 from etl_dagster.model.patterns import TablePattern
+from etl_dagster.model.slices import KeyRanges, NoPartitions, PartitionRule, RangePlan, Slice, TimeWindows
 from etl_dagster.model.table import (
     Column,
     FrozenModel,
@@ -46,17 +47,23 @@ __all__ = [
     "CopyTarget",
     "EventBatch",
     "FrozenModel",
+    "KeyRanges",
     "Landing",
     "Lsn",
+    "NoPartitions",
+    "PartitionRule",
     "PgType",
+    "RangePlan",
     "RawChanges",
     "ReplicaIdentity",
     "Route",
+    "Slice",
     "TableChoices",
     "TableEvents",
     "TableId",
     "TablePattern",
     "TableSchema",
+    "TimeWindows",
     "TypeKind",
     "ValuePolicy",
 ]

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from etl_dagster.model.lsn import Lsn
+from etl_dagster.model.slices import Slice
 from etl_dagster.model.table import TableId, TableSchema
 
 # Columns that every destination adds to a table, after the source's own.
@@ -116,10 +117,12 @@ class CopyTarget:
 
     Attributes:
         copy_id: Unique per copy, letters, digits and underscores only.
+        slices: Only these are copied, into the live table; empty: the whole table is, and takes its place.
     """
 
     table: TableSchema
     copy_id: str
+    slices: tuple[Slice, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Self, TypeVar
 from pydantic import AfterValidator, Field, model_serializer, model_validator
 
 from etl_dagster.model.patterns import TablePattern
+from etl_dagster.model.slices import KeyRanges, NoPartitions, PartitionRule, TimeWindows
 from etl_dagster.model.table import Column, FrozenModel, Landing, TableId, TableSchema, TypeKind, ValuePolicy
 
 # Digits of Arrow's widest decimal.
@@ -87,6 +88,11 @@ class TableDefaults(FrozenModel):
 class TableChoice(TableDefaults):
     """What is chosen for the tables that a pattern names, and for their columns by name."""
 
+    partitions: PartitionRule | None = Field(
+        None,
+        description="Slices that can be copied again by themselves: windows of time, or ranges of a column",
+        examples=[{"type": "time", "column": "created_at", "every": "day", "start": "2026-01-01"}],
+    )
     columns: dict[str, ColumnChoice] = Field(
         {}, description="By name of the column", examples=[{"amount": {"values": "clamp"}}]
     )
@@ -119,6 +125,17 @@ class TableChoices(FrozenModel):
         landing = _first((place.landing for place in places), Landing.MIRROR)
         return schema.model_copy(update={"columns": columns, "landing": landing})
 
+    def partitions(self, schema: TableSchema) -> TimeWindows | KeyRanges | None:
+        """The rule that cuts the table into slices; None where there is none, or where it does not fit the table."""
+        rule = self.rule(schema.id)
+        return None if rule is None or _misfit(rule, schema) else rule
+
+    def rule(self, table: TableId) -> TimeWindows | KeyRanges | None:
+        """The rule that was chosen for the table, whether it fits or not."""
+        nothing: PartitionRule = NoPartitions()
+        rule = _first((choice.partitions for _, choice in self._matching(table)), nothing)
+        return None if isinstance(rule, NoPartitions) else rule
+
     def unmatched(self, schemas: Iterable[TableSchema]) -> list[str]:
         """What the choices name and no table has, or what has no effect; one sentence each, beginning with the field's
         path."""
@@ -135,6 +152,11 @@ class TableChoices(FrozenModel):
             name = str(TablePattern.parse(text).exact or text)
             yield f"{path} names no table of the publication{_meant(name, (str(schema.id) for schema in known))}"
             return
+        rule = self.tables[text].partitions
+        if rule is not None and not isinstance(rule, NoPartitions):
+            for schema in owners:
+                if misfit := _misfit(rule, schema):
+                    yield f"{path}.partitions does not fit {schema.id}, which is copied whole: {misfit}"
         for name, choice in self.tables[text].columns.items():
             columns = [column for schema in owners for column in schema.columns if column.name == name]
             if not columns:
@@ -181,6 +203,22 @@ def _chosen(column: Column, tables: list[TableChoice], places: list[TableDefault
     if (column.values, column.decimal) == (values, decimal):
         return column
     return column.model_copy(update={"values": values, "decimal": decimal})
+
+
+def _misfit(rule: TimeWindows | KeyRanges, schema: TableSchema) -> str:
+    """Why the rule cannot cut the table; empty when it can."""
+    column = next((column for column in schema.columns if column.name == rule.column), None)
+    if column is None:
+        return f"it has no column {rule.column}{_meant(rule.column, (column.name for column in schema.columns))}"
+    if column.type.oid not in rule.types:
+        return f"{rule.column} is {column.type.name}, which {rule.type} slices cannot be cut by"
+    if column.values is ValuePolicy.TEXT and isinstance(rule, TimeWindows):
+        return f"{rule.column} lands as text (values: text), which has another order"
+    if schema.landing is Landing.CHANGELOG:
+        return "it lands as a changelog, which is copied whole"
+    if not schema.key:
+        return "it has no key"
+    return ""
 
 
 _REPLACING = (ValuePolicy.NULL, ValuePolicy.CLAMP)

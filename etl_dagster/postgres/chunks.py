@@ -13,7 +13,7 @@ from psycopg import sql
 from etl_dagster.arrow import arrow_schema, read_column, reads_text
 from etl_dagster.arrow.sample import tell_row
 from etl_dagster.errors import TableError, ValueUnrepresentable
-from etl_dagster.model import ChunkPlan, Column, Landing, Lsn, TableSchema
+from etl_dagster.model import ChunkPlan, Column, Landing, Lsn, Slice, TableSchema
 from etl_dagster.pgwire import Frames, split_copy_rows
 from etl_dagster.postgres.copy_out import CopyOut
 from etl_dagster.postgres.sessions import Connection, fetch_one
@@ -45,7 +45,9 @@ FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = %s
 StartCopy = Callable[[sql.Composable], CopyOut]
 
 
-def plan_chunks(connection: Connection, table: TableSchema, chunk_bytes: int) -> list[ChunkPlan]:
+def plan_chunks(
+    connection: Connection, table: TableSchema, chunk_bytes: int, slices: Sequence[Slice] = ()
+) -> list[ChunkPlan]:
     """Ranges that together cover the table, largest first.
 
     A table that lands as a changelog is one range, read as a whole under one snapshot: which changes are in a row that
@@ -64,6 +66,13 @@ def plan_chunks(connection: Connection, table: TableSchema, chunk_bytes: int) ->
         for plan in _ranges((oid, filenode), blocks, density, step)
     ]
     return [plan for _, plan in sorted(plans, key=lambda sized: sized[0], reverse=True)]
+
+
+def plan_ranges(
+    connection: Connection, table: TableSchema, column: Column, rows: int, after: str | None = None
+) -> list[str]:
+    """See `etl_dagster.replication.ports.Source.plan_ranges`."""
+    return []
 
 
 def _ranges(file: tuple[int, int], blocks: int, density: float, step: int) -> Iterator[ChunkPlan]:
@@ -134,18 +143,17 @@ def _decode(frames: Frames, table: TableSchema, schema: pa.Schema, replaced: Cou
 def read_chunk(
     connection: Connection,
     table: TableSchema,
-    relation: int,
-    blocks: tuple[int, int | None],
+    plan: ChunkPlan,
     start: StartCopy,
 ) -> Iterator[ChunkReader]:
     """Read one range of blocks of the table or of one of its leaf partitions, or all of a changelog's table."""
     whole = table.landing is Landing.CHANGELOG
-    lock = _relation_name(connection, table, relation)[0] if whole else None
+    lock = _relation_name(connection, table, plan.relation)[0] if whole else None
     with _transaction(connection, lock):
-        name, is_partitioned = _relation_name(connection, table, relation)
+        name, is_partitioned = _relation_name(connection, table, plan.relation)
         source = name if is_partitioned else sql.SQL("ONLY {}").format(name)
-        statement = _copy(table, source, None if whole else _block_range(*blocks))
-        with closing(ChunkReader(connection, table, [statement], start, None if whole else relation)) as reader:
+        statement = _copy(table, source, None if whole else _block_range(plan.first_block, plan.last_block))
+        with closing(ChunkReader(connection, table, [statement], start, None if whole else plan.relation)) as reader:
             yield reader
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 from psycopg import sql
 
 from etl_dagster.errors import ErrorKind, PublicationError, SlotError
-from etl_dagster.model import ChunkPlan, Lsn, TableId, TableSchema
+from etl_dagster.model import ChunkPlan, Column, Lsn, Slice, TableId, TableSchema
 from etl_dagster.postgres import catalog, chunks, locks, partitions, publication, slots, timelines, windows
 from etl_dagster.postgres.config import SourceConfig
 from etl_dagster.postgres.copy_out import CopyOut
@@ -228,18 +228,21 @@ class PostgresSource:
         with self._sessions.ordinary("cannot read the locks of the source") as connection:
             return locks.writers(connection, tables)
 
-    def plan_chunks(self, table: TableSchema, chunk_bytes: int) -> list[ChunkPlan]:
+    def plan_chunks(self, table: TableSchema, chunk_bytes: int, slices: Sequence[Slice] = ()) -> list[ChunkPlan]:
         with self._sessions.ordinary(f"cannot measure table {table.id}", table=str(table.id)) as connection:
-            return chunks.plan_chunks(connection, table, chunk_bytes)
+            return chunks.plan_chunks(connection, table, chunk_bytes, slices)
+
+    def plan_ranges(self, table: TableSchema, column: Column, rows: int, after: str | None = None) -> list[str]:
+        with self._sessions.ordinary(f"cannot measure table {table.id}", table=str(table.id)) as connection:
+            return chunks.plan_ranges(connection, table, column, rows, after)
 
     @contextmanager
-    def read_chunk(
-        self, table: TableSchema, relation: int, first_block: int, last_block: int | None
-    ) -> Iterator[chunks.ChunkReader]:
-        with self._copying(table) as (connection, start):
-            blocks = (first_block, last_block)
-            with chunks.read_chunk(connection, table, relation, blocks, start) as reader:
-                yield reader
+    def read_chunk(self, table: TableSchema, plan: ChunkPlan) -> Iterator[chunks.ChunkReader]:
+        with (
+            self._copying(table) as (connection, start),
+            chunks.read_chunk(connection, table, plan, start) as reader,
+        ):
+            yield reader
 
     @contextmanager
     def read_keys(self, table: TableSchema, keys: pa.Table) -> Iterator[chunks.ChunkReader]:

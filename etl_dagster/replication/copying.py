@@ -184,18 +184,8 @@ class Copier:
     def _plan(self, job: CopyJob) -> Sequence[ChunkRecord]:
         copy_id = job.target.copy_id
         if not self._store.chunks(copy_id):
-            plans = self._source.plan_chunks(job.table, self._settings.chunk_bytes)
-            chunks = [
-                ChunkRecord(
-                    chunk_id=f"{number:06d}",
-                    relation=plan.relation,
-                    filenode=plan.filenode,
-                    estimated_rows=plan.rows,
-                    first_block=plan.first_block,
-                    last_block=plan.last_block,
-                )
-                for number, plan in enumerate(plans)
-            ]
+            plans = self._source.plan_chunks(job.table, self._settings.chunk_bytes, job.target.slices)
+            chunks = [ChunkRecord.of(f"{number:06d}", plan) for number, plan in enumerate(plans)]
             self._store.add_chunks(job.table.id, copy_id, chunks)
         return self._store.chunks(copy_id)
 
@@ -213,7 +203,7 @@ class Copier:
         if job.reread is not None:
             reading = self._source.read_keys(job.table, job.reread)
         else:
-            reading = self._source.read_chunk(job.table, chunk.relation, chunk.first_block, chunk.last_block)
+            reading = self._source.read_chunk(job.table, chunk.plan)
         with reading as reader:
             batches = _same_file(reader, chunk, job.table.id)
             rows = self._destination.write_table_rows(

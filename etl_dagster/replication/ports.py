@@ -9,7 +9,7 @@ from typing import Protocol
 
 import pyarrow as pa
 
-from etl_dagster.model import ChunkPlan, Lsn, TableEvents, TableId, TableSchema
+from etl_dagster.model import ChunkPlan, Column, Lsn, Slice, TableEvents, TableId, TableSchema
 
 
 class SourceIdentity(Protocol):
@@ -249,14 +249,26 @@ class Source(Protocol):
         """Transactions, prepared ones too, that hold a write lock on any of the tables or their partitions."""
         ...
 
-    def plan_chunks(self, table: TableSchema, chunk_bytes: int) -> Sequence[ChunkPlan]:
-        """Ranges that together cover the table, the last one of each relation open-ended."""
+    def plan_chunks(self, table: TableSchema, chunk_bytes: int, slices: Sequence[Slice] = ()) -> Sequence[ChunkPlan]:
+        """Parts that together cover the table, or the slices of it, largest first.
+
+        The last part of each relation, and of each slice without upper bound, is open-ended.
+        """
         ...
 
-    def read_chunk(
-        self, table: TableSchema, relation: int, first_block: int, last_block: int | None
-    ) -> AbstractContextManager[ChunkReader]:
-        """Read one range of blocks under a snapshot of its own, honouring row filter and column list."""
+    def read_chunk(self, table: TableSchema, plan: ChunkPlan) -> AbstractContextManager[ChunkReader]:
+        """Read one part under a snapshot of its own, honouring row filter and column list."""
+        ...
+
+    def plan_ranges(self, table: TableSchema, column: Column, rows: int, after: str | None = None) -> Sequence[str]:
+        """Bounds that cut the table into ranges of the column with about so many rows each, at most `MAX_SLICES`.
+
+        Args:
+            after: Cut only what lies behind this bound, which is one already; it is not among the result.
+
+        Returns:
+            Lower bounds of all ranges but the first, ascending as the column's values are (texts by their bytes).
+        """
         ...
 
     def read_keys(self, table: TableSchema, keys: pa.Table) -> AbstractContextManager[ChunkReader]:

@@ -56,13 +56,38 @@ class BatchReport:
 
 @dataclass(frozen=True, slots=True)
 class CopyProgress:
-    """How far the copy of one table is; ``rows_total`` is the planner's estimate."""
+    """How far the copy of one table is; ``rows_total`` and ``bytes_total`` are the planner's estimates.
+
+    Attributes:
+        bytes_done: Heap bytes of the chunks that are staged.
+        seconds: Since this process began to read; what earlier ones had staged is in ``skipped_bytes``.
+        skipped_bytes: Of ``bytes_done``, those that earlier processes staged.
+        barrier_seconds: How long the copy waited for open transactions before it began to read.
+        slices: Names of the slices that are copied; empty: the whole table is.
+    """
 
     table: TableId
     chunks_done: int
     chunks_total: int
     rows_done: int
     rows_total: int
+    bytes_done: int = 0
+    bytes_total: int = 0
+    seconds: float = 0.0
+    skipped_bytes: int = 0
+    barrier_seconds: float = 0.0
+    slices: tuple[str, ...] = ()
+
+    @property
+    def bytes_per_second(self) -> float:
+        """Heap bytes that this process stages in a second; 0 while nobody knows."""
+        return (self.bytes_done - self.skipped_bytes) / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """How long the rest takes at this rate; None while nobody knows."""
+        rate = self.bytes_per_second
+        return max(0, self.bytes_total - self.bytes_done) / rate if rate > 0 else None
 
 
 class Reporter(Protocol):

@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from pydantic import ConfigDict, Field
 
-from etl_dagster.model import ZERO_LSN, FrozenModel, Lsn, TableId, TableSchema
+from etl_dagster.model import ZERO_LSN, ChunkPlan, FrozenModel, Lsn, RangePlan, Slice, TableId, TableSchema
 
 # Enough to see what happened to a table; a table that goes in circles must not fill the store.
 HISTORY_LENGTH = 100
@@ -44,6 +44,7 @@ class TableRecord(FrozenModel):
         held: Quarantined, with its changes kept at the destination, so that it can be resumed where it stopped: the
             live table, when ``live``, and the copy, when there is one, are complete up to there.
         resume: Asked for by the operator: go on from where it was quarantined.
+        slices: The copy that waits or runs is of these slices only; empty: of the whole table.
         replaced: Values that the policy replaced since the last copy began, by column.
         files: OID, file and attachment of each heap of the table (its own, or those of its partitions), as they were
             while the table was last known to be as its schema says; None when never looked at.
@@ -60,6 +61,7 @@ class TableRecord(FrozenModel):
     rows: int | None = None
     held: bool = False
     resume: bool = False
+    slices: tuple[Slice, ...] = ()
     replaced: dict[str, int] = Field(default_factory=dict)
     files: tuple[tuple[int, int, str], ...] | None = None
     updated_at: datetime = Field(default_factory=_now)
@@ -74,6 +76,8 @@ class ChunkRecord(FrozenModel):
         relation: OID of the relation that is read: the table or one of its partitions.
         filenode: File of the relation when the chunk was planned; a rewrite (VACUUM FULL, CLUSTER) moves every row.
         estimated_rows: Rows that the planner expects.
+        estimated_bytes: Bytes of the heap that it expects.
+        slice: Only these rows of the range are read.
         rows: Rows staged; None until the chunk is done.
         seen_lsn: WAL insert position after the chunk's snapshot; None until the chunk is done.
         replaced: Values that the policy replaced, by column.
@@ -83,6 +87,8 @@ class ChunkRecord(FrozenModel):
     relation: int
     filenode: int = 0
     estimated_rows: int = 0
+    estimated_bytes: int = 0
+    slice: Slice | None = None
     first_block: int = 0
     last_block: int | None = None
     rows: int | None = None
@@ -93,6 +99,56 @@ class ChunkRecord(FrozenModel):
     def done(self) -> bool:
         """The chunk is staged and never has to be read again."""
         return self.rows is not None
+
+    @classmethod
+    def of(cls, chunk_id: str, plan: ChunkPlan) -> ChunkRecord:
+        """The record of a chunk that is planned."""
+        return cls(
+            chunk_id=chunk_id,
+            relation=plan.relation,
+            filenode=plan.filenode,
+            first_block=plan.first_block,
+            last_block=plan.last_block,
+            estimated_rows=plan.rows,
+            estimated_bytes=plan.bytes,
+            slice=plan.slice,
+        )
+
+    @property
+    def plan(self) -> ChunkPlan:
+        """What was planned."""
+        return ChunkPlan(
+            relation=self.relation,
+            filenode=self.filenode,
+            first_block=self.first_block,
+            last_block=self.last_block,
+            rows=self.estimated_rows,
+            bytes=self.estimated_bytes,
+            slice=self.slice,
+        )
+
+
+class RequestKind(StrEnum):
+    """What an operator can ask for."""
+
+    RESYNC = "resync"  # a fresh copy of the table
+    SLICES = "slices"  # some slices of a live table again
+    RESUME = "resume"  # a quarantined table goes on where it was taken out
+
+
+class Request(FrozenModel):
+    """Something asked for by any process, which the one that runs the pipeline takes up.
+
+    Attributes:
+        request_id: Unique.
+        slices: The slices to copy.
+    """
+
+    request_id: str
+    table: TableId
+    kind: RequestKind
+    slices: tuple[Slice, ...] = ()
+    asked_at: datetime = Field(default_factory=_now)
 
 
 class SlotRecord(FrozenModel):
@@ -136,7 +192,7 @@ class SchemaVersion(FrozenModel):
 
 
 class StateStore(ABC):
-    """Table states with history, the slot's position, the chunk ledger and the destination table names.
+    """Table states with history, requests, the slot's position, the chunk ledger and the destination table names.
 
     One store object belongs to one pipeline; several pipelines may share one database. Every method is one
     transaction, durable when it returns, and may be called from any thread. Errors are `StateError`.
@@ -187,6 +243,26 @@ class StateStore(ABC):
         Raises:
             StateError: The chunk is not planned, for instance because its copy was started over.
         """
+
+    @abstractmethod
+    def requests(self) -> Sequence[Request]:
+        """What was asked for and has not been taken up, oldest first."""
+
+    @abstractmethod
+    def add_request(self, request: Request) -> None:
+        """Ask for something; the same ``request_id`` again changes nothing."""
+
+    @abstractmethod
+    def remove_requests(self, request_ids: Sequence[str]) -> None:
+        """They have been taken up; ones that are gone already do not matter."""
+
+    @abstractmethod
+    def range_plan(self, table: TableId) -> RangePlan | None:
+        """Where the ranges of the table begin; None while they are not planned."""
+
+    @abstractmethod
+    def save_range_plan(self, table: TableId, plan: RangePlan) -> None:
+        """Replace it."""
 
     @abstractmethod
     def mapping(self, table: TableId) -> TableMapping | None:

@@ -6,10 +6,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 from threading import Lock
 
-from etl_dagster.model import Lsn, TableId, TableSchema
+from etl_dagster.model import Lsn, RangePlan, TableId, TableSchema
 from etl_dagster.store.base import (
     HISTORY_LENGTH,
     ChunkRecord,
+    Request,
     SchemaVersion,
     SlotRecord,
     Store,
@@ -28,6 +29,8 @@ class MemoryStore(Store):
         self._records: dict[TableId, list[TableRecord]] = {}
         self._chunks: dict[str, dict[str, ChunkRecord]] = {}
         self._copies: defaultdict[TableId, set[str]] = defaultdict(set)
+        self._requests: dict[str, Request] = {}
+        self._range_plans: dict[TableId, RangePlan] = {}
         self._mappings: dict[TableId, TableMapping] = {}
         self._versions: dict[TableId, list[SchemaVersion]] = {}
 
@@ -70,6 +73,25 @@ class MemoryStore(Store):
         with self._lock:
             ledger = self._chunks.get(copy_id, {})
             ledger[chunk.chunk_id] = finished(ledger.get(chunk.chunk_id), chunk, copy_id)
+
+    def requests(self) -> Sequence[Request]:
+        with self._lock:
+            return tuple(self._requests.values())
+
+    def add_request(self, request: Request) -> None:
+        with self._lock:
+            self._requests.setdefault(request.request_id, request)
+
+    def remove_requests(self, request_ids: Sequence[str]) -> None:
+        with self._lock:
+            for request_id in request_ids:
+                self._requests.pop(request_id, None)
+
+    def range_plan(self, table: TableId) -> RangePlan | None:
+        return self._range_plans.get(table)
+
+    def save_range_plan(self, table: TableId, plan: RangePlan) -> None:
+        self._range_plans[table] = plan
 
     def mapping(self, table: TableId) -> TableMapping | None:
         return self._mappings.get(table)

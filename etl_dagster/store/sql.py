@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
 from etl_dagster.errors import StateError
-from etl_dagster.model import Lsn, TableId, TableSchema
+from etl_dagster.model import Lsn, RangePlan, TableId, TableSchema
 from etl_dagster.store.base import (
     HISTORY_LENGTH,
     ChunkRecord,
+    Request,
     SchemaVersion,
     SlotRecord,
     Store,
@@ -43,6 +44,14 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             pipeline text NOT NULL, table_schema text NOT NULL, table_name text NOT NULL, version bigint NOT NULL,
             body text NOT NULL, PRIMARY KEY (pipeline, table_schema, table_name, version))""",
     ),
+    (
+        """CREATE TABLE {s}requests (
+            pipeline text NOT NULL, request_id text NOT NULL, place bigint NOT NULL, body text NOT NULL,
+            PRIMARY KEY (pipeline, request_id))""",
+        """CREATE TABLE {s}range_plans (
+            pipeline text NOT NULL, table_schema text NOT NULL, table_name text NOT NULL, body text NOT NULL,
+            PRIMARY KEY (pipeline, table_schema, table_name))""",
+    ),
 )
 
 _CREATE_VERSION = "CREATE TABLE IF NOT EXISTS {s}store_version (version bigint NOT NULL)"
@@ -71,6 +80,15 @@ _ADD_CHUNK = "INSERT INTO {s}chunks VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (pi
 _SAVE_CHUNK = "UPDATE {s}chunks SET body = ? WHERE pipeline = ? AND copy_id = ? AND chunk_id = ?"
 _FORGET_COPIES = """DELETE FROM {s}chunks
     WHERE pipeline = ? AND table_schema = ? AND table_name = ? AND copy_id <> ?"""
+
+_REQUESTS = "SELECT body FROM {s}requests WHERE pipeline = ? ORDER BY place"
+_LAST_REQUEST = "SELECT coalesce(max(place), 0) FROM {s}requests WHERE pipeline = ?"
+_ADD_REQUEST = "INSERT INTO {s}requests VALUES (?, ?, ?, ?) ON CONFLICT (pipeline, request_id) DO NOTHING"
+_REMOVE_REQUEST = "DELETE FROM {s}requests WHERE pipeline = ? AND request_id = ?"
+
+_RANGE_PLAN = "SELECT body FROM {s}range_plans WHERE pipeline = ? AND table_schema = ? AND table_name = ?"
+_SAVE_RANGE_PLAN = """INSERT INTO {s}range_plans VALUES (?, ?, ?, ?)
+    ON CONFLICT (pipeline, table_schema, table_name) DO UPDATE SET body = excluded.body"""
 
 _MAPPING = "SELECT body FROM {s}mappings WHERE pipeline = ? AND table_schema = ? AND table_name = ?"
 _SAVE_MAPPING = """INSERT INTO {s}mappings VALUES (?, ?, ?, ?)
@@ -161,6 +179,22 @@ class SqlStore(Store):
     def finish_chunk(self, copy_id: str, chunk: ChunkRecord) -> None:
         self._write(lambda on: self._finish(on, copy_id, chunk))
 
+    def requests(self) -> Sequence[Request]:
+        return _all(Request, self._rows(_REQUESTS))
+
+    def add_request(self, request: Request) -> None:
+        self._write(lambda on: self._ask(on, request))
+
+    def remove_requests(self, request_ids: Sequence[str]) -> None:
+        rows = [(self._pipeline, request_id) for request_id in request_ids]
+        self._write(lambda on: on.run_many(_REMOVE_REQUEST, rows))
+
+    def range_plan(self, table: TableId) -> RangePlan | None:
+        return _first(RangePlan, self._rows(_RANGE_PLAN, *table))
+
+    def save_range_plan(self, table: TableId, plan: RangePlan) -> None:
+        self._write(lambda on: on.run(_SAVE_RANGE_PLAN, self._pipeline, *table, encode(plan)))
+
     def mapping(self, table: TableId) -> TableMapping | None:
         return _first(TableMapping, self._rows(_MAPPING, *table))
 
@@ -190,6 +224,10 @@ class SqlStore(Store):
             on.run(_ADD_RECORD, self._pipeline, *record.table, revision + 1, body)
             on.run(_TRIM_HISTORY, self._pipeline, *record.table, revision + 1 - HISTORY_LENGTH)
         on.run(_FORGET_COPIES, self._pipeline, *record.table, record.copy_id or "")
+
+    def _ask(self, on: Transaction, request: Request) -> None:
+        ((last,),) = on.run(_LAST_REQUEST, self._pipeline)
+        on.run(_ADD_REQUEST, self._pipeline, request.request_id, last + 1, encode(request))
 
     def _plan(self, on: Transaction, table: TableId, copy_id: str, chunks: Sequence[ChunkRecord]) -> None:
         ((last,),) = on.run(_LAST_PLACE, self._pipeline, copy_id)

@@ -113,7 +113,7 @@ def read_copy(source: PostgresSource, table: TableSchema) -> pa.Table:
     """The rows of a copy by their id."""
     batches: list[pa.RecordBatch] = []
     for plan in source.plan_chunks(table, 1 << 30):
-        with source.read_chunk(table, plan.relation, plan.first_block, plan.last_block) as reader:
+        with source.read_chunk(table, plan) as reader:
             batches += reader
     return by_id(pa.Table.from_batches(batches))
 
