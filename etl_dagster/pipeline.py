@@ -7,10 +7,13 @@ and engine put together.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+import uuid
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from time import monotonic, sleep
@@ -21,17 +24,19 @@ from etl_dagster.config import PipelineConfig, load_config
 from etl_dagster.destinations.base import Destination
 from etl_dagster.destinations.registry import open_destination
 from etl_dagster.errors import ConfigError, ErrorKind, EtlError, StateError
-from etl_dagster.model import Landing, Lsn, Slice, TableId, TableSchema
+from etl_dagster.model import Column, KeyRanges, Landing, Lsn, RangePlan, Slice, TableId, TableSchema, TimeWindows
+from etl_dagster.model.slices import MAX_SLICES
 from etl_dagster.postgres import CheckResult, Difference, PostgresSource, check, compare_table
-from etl_dagster.replication import LogReporter, Replicator, Reporter, Stop, lifecycle
+from etl_dagster.replication import LogReporter, Replicator, Reporter, Stop, told
 from etl_dagster.retry import Backoff, Retrier
 from etl_dagster.store import open_store
-from etl_dagster.store.base import Request, Store, TableRecord, TableState
+from etl_dagster.store.base import Request, RequestKind, Store, TableRecord, TableState
 
 # WAL that holds nothing for us is passed over once it adds up to this much, so that the slot does not keep it back.
 IDLE_WAL_BYTES = 64 * 1024 * 1024
 # It is also the most that a look for changes may scan: some tenths of a second at the source.
 _BUSY_POLL_SECONDS = 0.25
+_ENDS = (TableState.READY, TableState.QUARANTINED, TableState.REMOVED)
 # A following process outlives a restart of its source, and also a longer maintenance of it.
 _BEGIN_AGAIN = Backoff(max_attempts=10_000, max_total_seconds=6 * 3600)
 # How long the server may take to notice that our own former connection is gone.
@@ -63,7 +68,7 @@ class TableStatus:
     """Where one table stands.
 
     Attributes:
-        rows: Rows that its last copy brought.
+        rows: Rows that its last copy, whole or of slices, brought.
         lag_bytes: WAL between what the destination has and the source's end; None when the table is not followed.
         lag_seconds: Age of what the destination has; 0 when it has everything, None when unknown.
         chunks_done: Chunks of the running copy that are staged.
@@ -71,6 +76,13 @@ class TableStatus:
         landing: How its changes land; None while nothing is known of the table.
         replaced: Values that the policy replaced since the last copy began, by column.
         held: Quarantined, with its changes kept, so that it can be resumed.
+        asked: What is asked for and not taken up yet.
+        waits_for: Transactions at the source that its copy waits for, which have written to it.
+        slices: Names of the slices that its copy is of; none: of the whole table.
+        rows_done: Rows that its running copy has staged.
+        rows_total: Rows that it is expected to bring.
+        bytes_done: Heap bytes of what it has staged.
+        bytes_total: Heap bytes of all of it.
     """
 
     table: TableId
@@ -85,6 +97,13 @@ class TableStatus:
     landing: Landing | None = None
     replaced: Mapping[str, int] = field(default_factory=dict)
     held: bool = False
+    asked: tuple[str, ...] = ()
+    waits_for: tuple[str, ...] = ()
+    slices: tuple[str, ...] = ()
+    rows_done: int = 0
+    rows_total: int = 0
+    bytes_done: int = 0
+    bytes_total: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +238,9 @@ class Pipeline:
         with self._watching:
             records = self._store.tables()
             known = tuple(sorted(table for table, record in records.items() if not _is_out(record)))
-            return replace(self._pending(_waiting(records), _to_resume(records)), tables=known)
+            asked = {request.table for request in self._store.requests() if request.table in records}
+            waiting = tuple(sorted({*_waiting(records), *asked}))
+            return replace(self._pending(waiting, _to_resume(records)), tables=known)
 
     def _pending(self, waiting: tuple[TableId, ...], to_resume: tuple[TableId, ...]) -> Pending:
         slot = self._watch.slot()
@@ -228,7 +249,7 @@ class Pipeline:
         if record is None or slot is None:
             return Pending(True, "the pipeline has not run yet", current)
         if waiting:
-            reason = f"{len(waiting)} tables wait for their copy: {_few(waiting)}"
+            reason = f"{len(waiting)} tables wait for a copy, or for what was asked for: {_few(waiting)}"
             return Pending(True, reason, current, waiting + to_resume, True)
         if to_resume:
             return Pending(
@@ -292,48 +313,109 @@ class Pipeline:
                 tables=self._table_statuses(lag_bytes, lag_seconds),
             )
 
-    def request_resync(self, table: TableId) -> TableRecord:
-        """Have a table copied afresh by whichever process runs the pipeline now or next.
+    def request_resync(self, table: TableId, slices: Sequence[str] = (), *, request_id: str | None = None) -> Request:
+        """Have a table, or slices of it, copied afresh by whichever process runs the pipeline now or next.
+
+        Args:
+            slices: Names of slices; none, or all of them: the whole table.
+            request_id: Asked again with the same one, it is one request.
 
         Raises:
-            ConfigError: The pipeline has no such table.
+            ConfigError: The pipeline has no such table, or the table no such slices; or it is not live, so that only
+                all of it can be copied.
         """
         with self._watching:
-            return self._request_copy(self._known_record(table), lifecycle.RESYNC_ASKED)
+            record = self._known_record(table)
+        chosen = self._chosen_slices(record, slices) if slices else ()
+        kind = RequestKind.SLICES if chosen else RequestKind.RESYNC
+        return self._ask(Request(request_id=request_id or uuid.uuid4().hex, table=table, kind=kind, slices=chosen))
 
-    def request_resume(self, table: TableId) -> TableRecord:
+    def request_resume(self, table: TableId, *, request_id: str | None = None) -> Request:
         """Have a quarantined table go on where it was taken out, by whichever process runs the pipeline now or next.
 
-        A table whose changes were not kept is copied afresh instead; the record's state tells.
+        A table whose changes were not kept is copied afresh instead; the request's kind tells.
 
         Raises:
             ConfigError: The pipeline has no such table, or it is not quarantined.
         """
         with self._watching:
             record = self._known_record(table)
-            if record.state is not TableState.QUARANTINED:
-                hint = f"Only a quarantined table is resumed; to have it copied afresh, re-sync {table}"
-                raise ConfigError(f"{table} is not quarantined, it is {record.state}", hint=hint)
-            if not record.held:
-                return self._request_copy(record, "it was to be resumed, but its changes were not kept")
-            record = lifecycle.amend(record, resume=True)
-            self._store.save_table(record)
-            return record
+        if record.state is not TableState.QUARANTINED:
+            hint = f"Only a quarantined table is resumed; to have it copied afresh, re-sync {table}"
+            raise ConfigError(f"{table} is not quarantined, it is {record.state}", hint=hint)
+        kind = RequestKind.RESUME if record.held else RequestKind.RESYNC
+        return self._ask(Request(request_id=request_id or uuid.uuid4().hex, table=table, kind=kind))
+
+    def _ask(self, request: Request) -> Request:
+        with self._watching:
+            self._store.add_request(request)
+        return request
+
+    def _chosen_slices(self, record: TableRecord, names: Sequence[str]) -> tuple[Slice, ...]:
+        """The slices of these names; none where they are the whole table."""
+        table = record.table
+        if record.state in (TableState.QUARANTINED, TableState.REMOVED):
+            hint = f"Mend the cause, then resume {table}, or re-sync all of it"
+            raise ConfigError(f"Slices of {table} cannot be copied, since it is {record.state}", hint=hint)
+        known = {each.name: each for each in self.slices(table)}
+        if not known:
+            raise ConfigError(f"{table} has no slices", hint=self._why_no_slices(table))
+        if unknown := [name for name in names if name not in known]:
+            raise ConfigError(f"{table} has no slice {unknown[0]}", hint=_nearest(unknown[0], list(known)))
+        chosen = dict.fromkeys(names)
+        return () if len(chosen) == len(known) else tuple(known[name] for name in chosen)
+
+    def _why_no_slices(self, table: TableId) -> str:
+        rule = self.config.choices.rule(table)
+        if rule is None:
+            return f"Give it a rule in the config: tables.{table}.partitions"
+        if isinstance(rule, KeyRanges) and self.config.choices.partitions(self.tables()[table]) is not None:
+            return "Its ranges are not planned yet"
+        return f"tables.{table}.partitions does not fit it; see: etl-dagster check"
 
     def slices(self, table: TableId) -> list[Slice]:
         """The slices of a table as they are now; none without a rule that fits, or while its ranges are not planned."""
-        raise NotImplementedError
+        schema = self.tables().get(table)
+        if schema is None or (rule := self.config.choices.partitions(schema)) is None:
+            return []
+        column = next(column for column in schema.columns if column.name == rule.column)
+        if isinstance(rule, TimeWindows):
+            return rule.slices(column, datetime.now(UTC))
+        with self._watching:
+            plan = self._store.range_plan(table)
+        return plan.slices(column) if plan is not None and plan.attnum == column.attnum else []
 
     def plan_slices(self, table: TableId) -> list[Slice]:
         """The same, with ranges planned that were not, and the last one cut again when it has grown.
 
         Reads a sample of the source's table; keeps what it found in the store.
         """
-        raise NotImplementedError
+        schema = self.tables().get(table)
+        rule = None if schema is None else self.config.choices.partitions(schema)
+        if schema is not None and isinstance(rule, KeyRanges):
+            column = next(column for column in schema.columns if column.name == rule.column)
+            with self._watching:
+                known = self._store.range_plan(table)
+                plan = self._planned(schema, column, rule, known)
+                if plan != known:
+                    self._store.save_range_plan(table, plan)
+        return self.slices(table)
+
+    def _planned(self, schema: TableSchema, column: Column, rule: KeyRanges, known: RangePlan | None) -> RangePlan:
+        """The ranges of a table: those that are known stay, but for the last one, which may have grown."""
+        bounds = known.bounds if known is not None and known.attnum == column.attnum else ()
+        if len(bounds) + 1 >= MAX_SLICES:
+            return RangePlan(attnum=column.attnum, bounds=bounds)
+        found = self._watch.plan_ranges(schema, column, rule.rows, bounds[-1] if bounds else None)
+        return RangePlan(attnum=column.attnum, bounds=(*bounds, *found)[: MAX_SLICES - 1])
 
     def is_done(self, request: Request) -> bool:
         """Whether what was asked for has been taken up and seen through, well or not: the table's record tells."""
-        raise NotImplementedError
+        with self._watching:
+            if any(waiting.request_id == request.request_id for waiting in self._store.requests()):
+                return False
+            record = self._store.tables().get(request.table)
+        return record is None or (record.state in _ENDS and not record.resume)
 
     def _known_record(self, table: TableId) -> TableRecord:
         records = self._store.tables()
@@ -341,15 +423,6 @@ class Pipeline:
             known = ", ".join(sorted(map(str, records))) or "none yet: run a sync first"
             raise ConfigError(f"The pipeline {self.name} has no table {table}", hint=f"Its tables: {known}")
         return records[table]
-
-    def _request_copy(self, record: TableRecord, reason: str) -> TableRecord:
-        changes = {"reason": reason, "live": record.live}
-        if record.state is TableState.INIT:
-            record = lifecycle.amend(record, **changes)
-        else:
-            record = lifecycle.move(record, TableState.INIT, **changes)
-        self._store.save_table(record)
-        return record
 
     def record(self, table: TableId) -> TableRecord | None:
         """What the store knows of a table."""
@@ -434,12 +507,35 @@ class Pipeline:
         return open_destination(self.config.destination)
 
     def _table_statuses(self, lag_bytes: int | None, lag_seconds: float | None) -> list[TableStatus]:
-        landings = {table: version.schema_.landing for table, version in self._store.schemas().items()}
-        records = sorted(self._store.tables().items())
-        return [self._table_status(record, landings.get(name), lag_bytes, lag_seconds) for name, record in records]
+        schemas = {table: version.schema_ for table, version in self._store.schemas().items()}
+        records = self._store.tables()
+        copying = [schemas[table] for table, record in records.items() if record.state is TableState.COPYING]
+        waits = self._barriers(copying)
+        asked: dict[TableId, list[str]] = {}
+        for request in self._store.requests():
+            asked.setdefault(request.table, []).append(_asked(request))
+        statuses = (
+            self._table_status(record, schemas.get(table), lag_bytes, lag_seconds)
+            for table, record in sorted(records.items())
+        )
+        return [
+            replace(
+                status,
+                asked=tuple(asked.get(status.table, ())),
+                waits_for=() if status.chunks_total else waits[status.table],
+            )
+            for status in statuses
+        ]
+
+    def _barriers(self, copying: Sequence[TableSchema]) -> Mapping[TableId, tuple[str, ...]]:
+        """Who has written to tables whose copies may still wait for them."""
+        found: defaultdict[TableId, tuple[str, ...]] = defaultdict(tuple)
+        for writer in self._watch.writers(copying) if copying else ():
+            found[writer.table] += (told(writer),)
+        return found
 
     def _table_status(
-        self, record: TableRecord, landing: Landing | None, lag_bytes: int | None, lag_seconds: float | None
+        self, record: TableRecord, schema: TableSchema | None, lag_bytes: int | None, lag_seconds: float | None
     ) -> TableStatus:
         followed = record.live and not record.held
         chunks = self._store.chunks(record.copy_id) if record.copy_id else ()
@@ -453,9 +549,14 @@ class Pipeline:
             lag_seconds=lag_seconds if followed else None,
             chunks_done=sum(chunk.done for chunk in chunks),
             chunks_total=len(chunks),
-            landing=landing,
+            landing=None if schema is None else schema.landing,
             replaced=record.replaced,
             held=record.held,
+            slices=tuple(each.name for each in record.slices),
+            rows_done=sum(chunk.rows or 0 for chunk in chunks),
+            rows_total=sum(chunk.estimated_rows if chunk.rows is None else chunk.rows for chunk in chunks),
+            bytes_done=sum(chunk.estimated_bytes for chunk in chunks if chunk.done),
+            bytes_total=sum(chunk.estimated_bytes for chunk in chunks),
         )
 
     def _foreseen_tables(self) -> Mapping[TableId, TableSchema]:
@@ -526,6 +627,17 @@ def _waiting(records: Mapping[TableId, TableRecord]) -> tuple[TableId, ...]:
 
 def _to_resume(records: Mapping[TableId, TableRecord]) -> tuple[TableId, ...]:
     return tuple(sorted(table for table, record in records.items() if record.resume))
+
+
+def _asked(request: Request) -> str:
+    names = ", ".join(each.name for each in request.slices)
+    return f"{request.kind}{f' {names}' if names else ''}"
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    close = get_close_matches(name, known, n=3, cutoff=0.5)
+    span = f"{len(known)} slices, from {known[0]} to {known[-1]}"
+    return f"It has {span}" + (f"; like it are {', '.join(close)}" if close else "")
 
 
 def _few(tables: tuple[TableId, ...]) -> str:

@@ -119,6 +119,8 @@ class Destination(ABC):
     def rest(self, *, idle: bool) -> None:
         """Called between batches: a chance to let go of what other processes wait for; the next call takes it again.
 
+        Does not raise: what goes wrong shows in the next call.
+
         Args:
             idle: There is nothing to do at present.
         """

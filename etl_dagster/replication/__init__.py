@@ -1,5 +1,6 @@
 """The engine: table lifecycle, copies, the stream."""
 
+from etl_dagster.replication.copying import told
 from etl_dagster.replication.engine import Replicator, Stop
 from etl_dagster.replication.policy import POLICY, Action, action_for
 from etl_dagster.replication.report import (
@@ -25,4 +26,5 @@ __all__ = [
     "Stop",
     "TableSummary",
     "action_for",
+    "told",
 ]

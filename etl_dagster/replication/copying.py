@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from time import monotonic
 
 import pyarrow as pa
@@ -25,6 +26,8 @@ from etl_dagster.retry import retry
 from etl_dagster.settings import ReplicationSettings
 from etl_dagster.store.base import ChunkRecord, Store
 
+_NOTICE_AGAIN_SECONDS = 60.0
+
 
 @dataclass(slots=True)
 class CopyJob:
@@ -35,6 +38,8 @@ class CopyJob:
             passed.
         barrier: Virtual transactions that the job waits for; None once they have ended.
         reread: Keys to read again instead of chunks.
+        began: When the job began, or, once the barrier is passed, when it began to read.
+        skipped_bytes: Heap bytes of chunks that earlier processes staged.
     """
 
     target: CopyTarget
@@ -43,8 +48,10 @@ class CopyJob:
     reread: pa.Table | None = None
     chunks: dict[str, ChunkRecord] = field(default_factory=dict)
     running: dict[str, Future[ChunkRecord]] = field(default_factory=dict)
-    waiting_since: float = field(default_factory=monotonic)
-    noticed: bool = False
+    began: float = field(default_factory=monotonic)
+    barrier_seconds: float = 0.0
+    noticed_at: float = 0.0
+    skipped_bytes: int = 0
 
     @property
     def table(self) -> TableSchema:
@@ -61,6 +68,11 @@ class CopyJob:
         """Values that the policy replaced in the chunks; what is read again had been counted then."""
         chunks = self.chunks.values() if self.reread is None else ()
         return sum((Counter(chunk.replaced) for chunk in chunks), Counter())
+
+    @property
+    def staged_bytes(self) -> int:
+        """Heap bytes of the chunks that are staged."""
+        return sum(chunk.estimated_bytes for chunk in self.chunks.values() if chunk.done)
 
     @property
     def end_lsn(self) -> Lsn:
@@ -154,19 +166,21 @@ class Copier:
                 self._notice_barrier(job, writers)
 
     def _notice_barrier(self, job: CopyJob, writers: Iterable[Writer]) -> None:
-        if job.noticed or monotonic() - job.waiting_since < self._settings.barrier_notice_seconds:
+        now = monotonic()
+        if now - max(job.began, job.noticed_at) < self._settings.barrier_notice_seconds:
             return
-        job.noticed = True
+        job.noticed_at = now + _NOTICE_AGAIN_SECONDS
         names = sorted(
-            f"pid {writer.pid} ({writer.application or 'no application name'}, since {writer.since:%H:%M:%S})"
-            if writer.pid and writer.since
-            else f"prepared transaction {writer.virtual_transaction}"
+            told(writer)
             for writer in writers
             if writer.table == job.table.id and writer.virtual_transaction in (job.barrier or ())
         )
-        self._reporter.notice(f"The copy of {job.table.id} waits for open transactions that write to it: {names}")
+        self._reporter.notice(
+            f"The copy of {job.table.id} waits for open transactions that write to it: {', '.join(names)}"
+        )
 
     def _submit(self, job: CopyJob) -> None:
+        job.barrier_seconds, job.began = monotonic() - job.began, monotonic()
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="copy")
         if job.reread is not None:
@@ -174,6 +188,7 @@ class Copier:
         else:
             planned = self._plan(job)
         job.chunks = {chunk.chunk_id: chunk for chunk in planned}
+        job.skipped_bytes = job.staged_bytes
         for chunk in planned:
             if not chunk.done:
                 future = self._pool.submit(self._copy_chunk, job, chunk)
@@ -248,8 +263,22 @@ class Copier:
                 chunks_total=len(chunks),
                 rows_done=sum(chunk.rows or 0 for chunk in chunks),
                 rows_total=sum(chunk.rows if chunk.rows is not None else chunk.estimated_rows for chunk in chunks),
+                bytes_done=job.staged_bytes,
+                bytes_total=sum(chunk.estimated_bytes for chunk in chunks),
+                seconds=monotonic() - job.began,
+                skipped_bytes=job.skipped_bytes,
+                barrier_seconds=job.barrier_seconds,
+                slices=tuple(each.name for each in job.target.slices),
             )
         )
+
+
+def told(writer: Writer) -> str:
+    """A transaction as people find it at the source."""
+    age = "" if writer.since is None else f", open for {(datetime.now(UTC) - writer.since).total_seconds():.0f} s"
+    if writer.pid is None:
+        return f"transaction {writer.virtual_transaction} ({writer.application or 'prepared'}{age})"
+    return f"pid {writer.pid} ({writer.application or 'no application name'}{age})"
 
 
 class RelationRewritten(TableError):

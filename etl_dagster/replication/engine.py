@@ -22,6 +22,7 @@ from typing import Protocol, Self
 from etl_dagster.destinations.base import Destination
 from etl_dagster.errors import EtlError, PublicationTooNew, RowIncomplete, SourceLocked
 from etl_dagster.model import CopyTarget, EventBatch, Lsn, TableChoices, TableEvents, TableId, TableSchema
+from etl_dagster.model.slices import SLICE_TYPES
 from etl_dagster.replication.agreement import agree_on_slot, agree_with_destination, begin_anew
 from etl_dagster.replication.copying import Copier, CopyJob, RelationRewritten
 from etl_dagster.replication.policy import Action, action_for
@@ -29,6 +30,7 @@ from etl_dagster.replication.ports import Source, Window
 from etl_dagster.replication.quarantine import Quarantine
 from etl_dagster.replication.refresh import Catalogue
 from etl_dagster.replication.report import BatchReport, LogReporter, Reporter
+from etl_dagster.replication.requests import Requests
 from etl_dagster.replication.stream import WindowSizer, passed, pieces
 from etl_dagster.replication.tables import COPYING_STATES, Tables
 from etl_dagster.retry import Retrier
@@ -118,6 +120,7 @@ class Replicator:
             self._catalogue = Catalogue(
                 self._source, self._destination, self._tables, self._copier, self._choices, self._reporter
             )
+            self._requests = Requests(self._store, self._tables, self._copier, self._reporter)
             self._quarantine = Quarantine(
                 self._destination, self._tables, self._catalogue, self._reporter, self._piece_bytes
             )
@@ -179,29 +182,47 @@ class Replicator:
         self._run(lambda: False, stop)
 
     def begin_copies(self) -> Sequence[TableId]:
-        """Give every table that waits for its copy an empty staging area and a change log, from this position on."""
-        begun = []
+        """Give tables that wait for their copy an empty staging area and a change log, from this position on.
+
+        No more than are to be under way at once; the others do without a log until it is their turn.
+        """
+        begun: list[CopyTarget] = []
         self._catalogue.settle(self.position)
+        room = self._settings.copying_tables - len(self._tables.in_state(*COPYING_STATES))
         for record in self._tables.in_state(TableState.INIT):
-            if not self._catalogue.may_begin(record.table, self.position):
-                continue
-            schema = self._tables.schemas[record.table]
-            if schema.left_out:
-                self._reporter.notice(f"{schema.id} is copied without generated columns: {', '.join(schema.left_out)}")
-            target = CopyTarget(schema, f"{schema.oid}_{uuid.uuid4().hex[:12]}")
-            self._destination.truncate_table(target)
-            self._tables.move(
-                record.table,
-                TableState.COPYING,
-                live=record.live,
-                copy_id=target.copy_id,
-                copy_start=self.position,
-                replaced={},
-            )
-            self._catalogue.begun(record.table)
-            begun.append(target)
+            if len(begun) >= room:
+                break
+            if self._catalogue.may_begin(record.table, self.position) and not self._lost_slices(record):
+                begun.append(self._begin_copy(record))
         self._copier.start(begun, self.position)
         return [target.table.id for target in begun]
+
+    def _begin_copy(self, record: TableRecord) -> CopyTarget:
+        schema = self._tables.schemas[record.table]
+        if schema.left_out:
+            self._reporter.notice(f"{schema.id} is copied without generated columns: {', '.join(schema.left_out)}")
+        target = CopyTarget(schema, f"{schema.oid}_{uuid.uuid4().hex[:12]}", record.slices)
+        self._destination.truncate_table(target)
+        replaced = record.replaced if record.slices else {}
+        self._tables.move(
+            record.table,
+            TableState.COPYING,
+            live=record.live,
+            copy_id=target.copy_id,
+            copy_start=self.position,
+            replaced=replaced,
+        )
+        self._catalogue.begun(record.table)
+        return target
+
+    def _lost_slices(self, record: TableRecord) -> bool:
+        """Whether the column is gone, or another one now, by which the slices to copy were told."""
+        columns = {column.attnum: column.type.oid for column in self._tables.schemas[record.table].columns}
+        if all(columns.get(each.attnum) in SLICE_TYPES for each in record.slices):
+            return False
+        self._reporter.notice(f"Slices of {record.table} are not copied: their column is gone or has another type")
+        self._tables.move(record.table, TableState.READY)
+        return True
 
     def step(self) -> bool:
         """One pass of the loop; False when there was nothing to do."""
@@ -209,7 +230,7 @@ class Replicator:
             self._keep_publication()
             self._refresh_if_possible()
         self._beat()
-        self._adopt_requests()
+        self._take_up_requests()
         resumed = self._resume_quarantined()
         begun = self.begin_copies()
         applied = self._apply_window()
@@ -217,10 +238,8 @@ class Replicator:
         copied = self._move_copies()
         return bool(resumed or begun) or applied or followed or copied
 
-    def _adopt_requests(self) -> None:
-        if self._tables.adopt_requests():
-            for record in self._tables.in_state(TableState.INIT):
-                self._copier.drop(record.table)
+    def _take_up_requests(self) -> None:
+        if self._requests.take_up():
             self._refresh()
 
     def _resume_quarantined(self) -> Sequence[TableId]:
@@ -271,7 +290,8 @@ class Replicator:
 
     def _unfinished(self) -> bool:
         stale = self._refreshed_at == _NEVER
-        return bool(stale or self._tables.unfinished() or self._catalogue.has_silent)
+        asked = bool(self._store.requests())
+        return bool(asked or stale or self._tables.unfinished() or self._catalogue.has_silent)
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
@@ -281,8 +301,11 @@ class Replicator:
                 return
             try:
                 moved = self.step()
+                self._destination.rest(idle=not moved and not self._copier.jobs)
             except EtlError as error:
-                self._pause(self._treat(error))
+                wait = self._treat(error)
+                self._destination.rest(idle=wait > 0)
+                self._pause(wait)
                 continue
             if moved:
                 self._retrier.progressed()
@@ -407,8 +430,6 @@ class Replicator:
                 self._copier.start([self._tables.copy_target(record)], record.copy_start)
 
     def _move_copies(self) -> bool:
-        if self._copier.jobs:
-            self._adopt_requests()  # a window takes long enough for one to come, and the moves here would undo it
         self._resume_copies()
         for record in list(self._tables.records.values()):
             if record.table in self._copier.jobs and record.state not in COPYING_STATES:
@@ -443,9 +464,6 @@ class Replicator:
         if isinstance(error, RelationRewritten) and table is not None:
             self._tables.recopy(table, error.message, live=self._tables.records[table].live)
             return
-        self._adopt_requests()
-        if table is not None and self._tables.records[table].state not in COPYING_STATES:
-            return  # the copy that failed had been given up
         if table is not None and action_for(error) is not Action.RETRY and self._outdated(table):
             return
         self._pause(self._treat(error))

@@ -18,6 +18,7 @@ READY, QUARANTINED, REMOVED = TableState.READY, TableState.QUARANTINED, TableSta
 
 # Why a table is put back when its user asks for a fresh copy.
 RESYNC_ASKED = "a re-sync was asked for"
+SLICES_ASKED = "some of its slices were asked for again"
 
 _Move = tuple[TableState, TableState]
 
@@ -30,7 +31,8 @@ MOVES: Mapping[_Move, str] = (
         (COPIED, READY): "the stream has passed the chunks, the copy is swapped in",
         (COPYING, INIT): "the copy starts over",
         (COPIED, INIT): "the copy starts over",
-        (READY, INIT): "re-sync",
+        (READY, INIT): "re-sync, whole or of slices",
+        (INIT, READY): "the slices that were asked for cannot be told any more",
         (QUARANTINED, INIT): "a fresh copy was asked for",
         (QUARANTINED, COPYING): "resumed where its copy stopped",
         (QUARANTINED, COPIED): "resumed where its copy stopped",
@@ -41,7 +43,7 @@ MOVES: Mapping[_Move, str] = (
     | {(state, REMOVED): "left the publication" for state in TableState if state is not REMOVED}
 )
 
-_NO_COPY: Mapping[str, Any] = {"copy_id": None, "copy_start": None, "copy_end": None}
+_NO_COPY: Mapping[str, Any] = {"copy_id": None, "copy_start": None, "copy_end": None, "slices": ()}
 _NOT_HELD: Mapping[str, Any] = {"held": False, "resume": False}
 # What a move into the state sets unless the caller says otherwise. A table that was not fed for a while is no longer
 # live, unless its changes are held: only a new copy makes it true again, until then readers see it as it was left.

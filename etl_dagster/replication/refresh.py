@@ -197,7 +197,9 @@ class Catalogue:
         table = record.table
         if record.state in COPYING_STATES or record.state is TableState.INIT:
             reason = "its columns changed in the source"
-            self._copy_afresh(table, reason, live=record.live)
+            # A slice brings no rows but its own.
+            untold = bool(record.slices) and self.look(known) is None
+            self._copy_afresh(table, reason, live=record.live and not untold)
             return reason
         waiting = self._silent.get(table)
         if waiting is None or not same_columns(waiting[0], schema):

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from etl_dagster.model import CopyTarget, Lsn, Route, TableId, TableSchema
+from etl_dagster.model import CopyTarget, Lsn, Route, Slice, TableId, TableSchema
 from etl_dagster.replication.lifecycle import amend, move
 from etl_dagster.replication.report import Reporter
 from etl_dagster.store.base import Store, TableMapping, TableRecord, TableState
@@ -18,7 +18,7 @@ COPYING_STATES = frozenset({TableState.COPYING, TableState.COPIED})
 class Tables:
     """The tables of one pipeline.
 
-    ``records`` mirrors the store; every change goes through `move`, `amend` or `adopt` and is saved before it is seen.
+    ``records`` mirrors the store; every change goes through `move` or `amend` and is saved before it is seen.
     """
 
     def __init__(self, store: Store, reporter: Reporter) -> None:
@@ -45,10 +45,18 @@ class Tables:
         """Change a record within its state."""
         return self._save(amend(self.records[table], **changes))
 
-    def recopy(self, table: TableId, reason: str, *, live: bool, hint: str = "") -> None:
-        """Have a table copied afresh; ``live`` says whether its present destination table goes on being fed."""
+    def recopy(
+        self, table: TableId, reason: str, *, live: bool, hint: str = "", slices: Sequence[Slice] | None = None
+    ) -> None:
+        """Have a table copied afresh.
+
+        Args:
+            live: Its present destination table goes on being fed.
+            slices: Copy these only; empty: all of it; None: what was to be copied before, all of it unless it is live.
+        """
         record = self.records[table]
-        changes = {"reason": reason, "hint": hint, "live": live}
+        wanted = record.slices if slices is None else slices
+        changes = {"reason": reason, "hint": hint, "live": live, "slices": tuple(wanted) if live else ()}
         if record.state is TableState.INIT:
             self.amend(table, **changes)
         else:
@@ -64,7 +72,7 @@ class Tables:
         if record.state is TableState.QUARANTINED:
             self.amend(table, reason=reason, hint=hint, resume=False)
             return
-        kept = {name: getattr(record, name) for name in ("copy_id", "copy_start", "copy_end", "live")}
+        kept = {name: getattr(record, name) for name in ("copy_id", "copy_start", "copy_end", "live", "slices")}
         self.move(table, TableState.QUARANTINED, reason=reason, hint=hint, **({**kept, "held": True} if hold else {}))
 
     def resume(self, table: TableId) -> TableRecord:
@@ -77,23 +85,9 @@ class Tables:
 
     def give_up_held(self, table: TableId) -> None:
         """What was kept for a quarantined table is of no use any more: only a fresh copy brings it back."""
-        changes = {"copy_id": None, "copy_start": None, "copy_end": None, "live": False, "held": False, "resume": False}
-        self.amend(table, hint=f"Its changes meanwhile are gone: mend the cause, then re-sync {table}", **changes)
-
-    def adopt_requests(self) -> bool:
-        """Take over what another process asked for: records put back to `TableState.INIT`, or to be resumed.
-
-        Returns:
-            Whether there was anything.
-        """
-        adopted = False
-        for table, stored in self._store.tables().items():
-            known = self.records.get(table)
-            if known and _is_request(stored, known):
-                self.records[table] = stored
-                self._reporter.table_changed(stored)
-                adopted = True
-        return adopted
+        none: dict[str, Any] = {"copy_id": None, "copy_start": None, "copy_end": None, "slices": ()}
+        hint = f"Its changes meanwhile are gone: mend the cause, then re-sync {table}"
+        self.amend(table, hint=hint, **none, live=False, held=False, resume=False)
 
     def save_schema(self, schema: TableSchema, lsn: Lsn) -> None:
         """Use this schema from here on."""
@@ -106,7 +100,7 @@ class Tables:
     def copy_target(self, record: TableRecord) -> CopyTarget:
         """The staging area of the running copy of a table."""
         assert record.copy_id is not None
-        return CopyTarget(self.schemas[record.table], record.copy_id)
+        return CopyTarget(self.schemas[record.table], record.copy_id, record.slices)
 
     def routes(self) -> dict[TableId, Route]:
         """Where changes of each table go; tables that are not followed now are left out."""
@@ -147,9 +141,3 @@ class Tables:
         if former is None or (former.state, former.reason) != (record.state, record.reason):
             self._reporter.table_changed(record)
         return record
-
-
-def _is_request(stored: TableRecord, known: TableRecord) -> bool:
-    if stored.state is TableState.INIT:
-        return known.state is not TableState.INIT
-    return stored.resume and not known.resume and known.state is TableState.QUARANTINED
