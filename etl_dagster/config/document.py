@@ -11,7 +11,7 @@ import yaml
 
 FieldPath = tuple[str | int, ...]
 
-_NULL, _TEXT = "tag:yaml.org,2002:null", "tag:yaml.org,2002:str"
+_NULL, _TEXT, _TIME = "tag:yaml.org,2002:null", "tag:yaml.org,2002:str", "tag:yaml.org,2002:timestamp"
 # `$${` is a literal `${`; the last alternative catches what is begun but not well formed.
 _REFERENCE = re.compile(
     r"(?P<literal>\$\$\{)|\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?P<default>:-(?:(?!\$\{)[^}])*)?\}|\$\{"
@@ -68,7 +68,7 @@ def read(text: str, environ: Mapping[str, str], is_word: Callable[[FieldPath], b
         node = loader.get_single_node()
         if node is not None:
             _walk(document, node, (), ())
-            _spell_null(node, (), is_word)
+            _spell(node, (), is_word)
             document.data = loader.construct_document(node)
     except yaml.YAMLError as error:
         document.problems.append(_syntax_problem(error))
@@ -91,12 +91,19 @@ def _walk(document: Document, node: yaml.Node, path: FieldPath, around: tuple[in
             _walk(document, value, (*path, index), (*around, id(node)))
 
 
-def _spell_null(node: yaml.Node, path: FieldPath, is_word: Callable[[FieldPath], bool]) -> None:
+def _spell(node: yaml.Node, path: FieldPath, is_word: Callable[[FieldPath], bool]) -> None:
+    """Make text of ``null`` where it is a word, and of dates: the field that wants one says where it is none."""
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            _spell_null(value, (*path, key.value if isinstance(key.value, str) else "?"), is_word)
-    elif isinstance(node, yaml.ScalarNode) and node.tag == _NULL and node.value.lower() == "null" and is_word(path):
-        node.tag, node.value = _TEXT, "null"
+            _spell(value, (*path, key.value if isinstance(key.value, str) else "?"), is_word)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            _spell(value, (*path, index), is_word)
+    elif isinstance(node, yaml.ScalarNode):
+        if node.tag == _NULL and node.value.lower() == "null" and is_word(path):
+            node.tag, node.value = _TEXT, "null"
+        elif node.tag == _TIME:
+            node.tag = _TEXT
 
 
 def _note_keys(document: Document, node: yaml.MappingNode, path: FieldPath) -> None:

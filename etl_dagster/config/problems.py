@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from enum import Enum
 from pathlib import Path
@@ -36,6 +36,7 @@ _TEXTS: Mapping[str, str] = {
     "dict_type": "must be a group of fields",
     "list_type": "must be a list",
     "tuple_type": "must be a list",
+    "date_from_datetime_inexact": "must be a day, without a time of day",
 }
 # Where the value helps to see what is wrong and is never a secret by its type.
 _SHOWN = frozenset(
@@ -46,7 +47,6 @@ _SHOWN = frozenset(
         "bool_parsing",
         "enum",
         "literal_error",
-        "union_tag_invalid",
         "string_pattern_mismatch",
         "greater_than",
         "greater_than_equal",
@@ -119,6 +119,8 @@ def _problems(
         union = ("type",) if detail["type"].startswith("union_tag") else ()
         location = detail["loc"][:-1] if detail["loc"][-1:] == (_KEY,) else detail["loc"]
         place = _locate((*location, *union), model, data)
+        if union:
+            place = replace(place, field=_locate(location, model, data).field)
         nested = detail.get("ctx", {}).get("error")
         if isinstance(nested, ValidationError):
             inner = _destination_model(nested.title)
@@ -138,10 +140,8 @@ def _describe(detail: dict[str, Any], place: _Place, filled: bool) -> tuple[str,
         return _unknown_field(name, place.owner)
     if kind == NESTED_ERROR and isinstance(context["error"], EtlError):
         return context["error"].message, context["error"].hint
-    if kind == "union_tag_invalid":
-        shown = kind in _SHOWN and not filled
-        tags = context["expected_tags"]
-        return f"must be one of {tags}{_found(place.value, shown)}", f"type: {tags.split(',')[0].strip(chr(39))}"
+    if kind.startswith("union_tag"):
+        return _wrong_type(kind, context, place, filled)
     right = example(_field_name(place), place.field) if place.field else ""
     if kind == "value_error":
         return str(context["error"]), right
@@ -149,6 +149,15 @@ def _describe(detail: dict[str, Any], place: _Place, filled: bool) -> tuple[str,
     if kind == "missing":
         return text, right
     return text + _found(place.value, kind in _SHOWN and not filled and not _is_secret(place)), right
+
+
+def _wrong_type(kind: str, context: Mapping[str, Any], place: _Place, filled: bool) -> tuple[str, str]:
+    """What is wrong with the ``type`` of a group; the place has the field of the group."""
+    examples = place.field.examples if place.field else None
+    right = next((f"type: {group['type']}" for group in examples or ()), "")
+    if kind == "union_tag_not_found":
+        return "is missing", right
+    return f"must be one of {context['expected_tags']}{_found(place.value, not filled)}", right
 
 
 def _describe_entry(detail: dict[str, Any], place: _Place) -> tuple[str, str]:

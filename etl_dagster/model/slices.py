@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, time, timedelta
+from difflib import get_close_matches
 from enum import StrEnum
 from itertools import pairwise
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 from urllib.parse import quote
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from etl_dagster.model.table import Column, FrozenModel
 
@@ -24,10 +25,14 @@ MAX_SLICES = 5000
 SLICE_ROWS = 1_000_000
 FIRST_RANGE = "start"
 _RANGE_PREFIX = "from_"
+# Far enough from the ends of the calendar for windows of any length and zone.
+_OLDEST_START = date(1800, 1, 1)
+_NO_DATE = "must be a day, as year-month-day"
 _DATE, _TIMESTAMP, _TIMESTAMPTZ = 1082, 1114, 1184
 TIME_TYPES = {_DATE: "date", _TIMESTAMP: "timestamp", _TIMESTAMPTZ: "timestamptz"}
 TEXT_TYPES = {25: "text", 1043: "varchar"}
 RANGE_TYPES = {21: "int2", 23: "int4", 20: "int8", 2950: "uuid"} | TEXT_TYPES
+SLICE_TYPES = TIME_TYPES | RANGE_TYPES
 
 
 class Slice(FrozenModel):
@@ -69,20 +74,40 @@ class TimeWindows(FrozenModel):
     """Slices by windows of time of a date or timestamp column; they are named by when they begin."""
 
     type: Literal["time"] = "time"
-    column: str = Field(min_length=1, description="Column of type date, timestamp or timestamptz")
-    every: Every = Field(Every.DAY, description="hour, day, week (from Monday) or month")
-    start: date = Field(description="Day within the first window; older rows belong to that window too")
+    column: str = Field(
+        min_length=1, description="Column of type date, timestamp or timestamptz", examples=["created_at"]
+    )
+    every: Every = Field(Every.DAY, description="hour, day, week (from Monday) or month", examples=["day"])
+    start: date = Field(
+        ge=_OLDEST_START,
+        description="Day within the first window; older rows belong to that window too",
+        examples=["2026-01-01"],
+    )
     timezone: str = Field("UTC", description="Where windows of a timestamptz column begin; hours are always UTC")
 
-    @model_validator(mode="after")
-    def _usable(self) -> Self:
+    @field_validator("start", mode="before")
+    @classmethod
+    def _no_number(cls, value: object) -> object:
+        """Else a number would count as the seconds since 1970, also one in quotes."""
+        if isinstance(value, date):
+            return value
         try:
-            ZoneInfo(self.timezone)
-        except (ZoneInfoNotFoundError, ValueError) as error:
-            raise ValueError(f"there is no time zone {self.timezone!r}") from error
-        if self.every is Every.HOUR and self.timezone != "UTC":
-            raise ValueError("windows of an hour begin in UTC: leave out timezone")
-        return self
+            return date.fromisoformat(value if isinstance(value, str) else "")
+        except ValueError as error:
+            raise ValueError(_NO_DATE) from error
+
+    @field_validator("timezone")
+    @classmethod
+    def _known_zone(cls, name: str, info: ValidationInfo) -> str:
+        try:
+            ZoneInfo(name)
+        except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+            close = get_close_matches(name, available_timezones(), n=1)
+            meant = f"; did you mean {close[0]}?" if close else ""
+            raise ValueError(f"is no time zone{meant}") from error
+        if info.data.get("every") is Every.HOUR and name != "UTC":
+            raise ValueError("has to be left out: windows of an hour begin in UTC")
+        return name
 
     @property
     def types(self) -> Sequence[int]:
@@ -132,9 +157,14 @@ class KeyRanges(FrozenModel):
     """Slices by ranges of an integer, uuid or text column, cut so that each has about as many rows."""
 
     type: Literal["range"] = "range"
-    column: str = Field(min_length=1, description="Column of type smallint, integer, bigint, uuid, text or varchar")
+    column: str = Field(
+        min_length=1, description="Column of type smallint, integer, bigint, uuid, text or varchar", examples=["id"]
+    )
     rows: int = Field(
-        SLICE_ROWS, ge=1, description="Rows that a slice should have; more when there were too many slices"
+        SLICE_ROWS,
+        ge=1,
+        description="Rows that a slice should have; more when there were too many slices",
+        examples=[SLICE_ROWS],
     )
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import traceback
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from etl_dagster.config import ConfigFileError, PipelineConfig, load_config
 from etl_dagster.config.problems import _model_of, _parts, example
 from etl_dagster.destinations.duckdb.config import DuckDbConfig
+from etl_dagster.model.slices import Every, KeyRanges, NoPartitions, TimeWindows
 from etl_dagster.store import MemoryStoreConfig, PostgresStoreConfig, SqliteStoreConfig
 
 MINIMAL = """
@@ -171,6 +173,53 @@ retries: 3
 def test_a_wrong_value_is_described(file: Path, wrong: str, expected: str) -> None:
     (line,) = _refused(file, MINIMAL + wrong)
     assert line.removeprefix("9: ").startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ("{type: tim}", ".type must be one of 'none', 'time', 'range', but is 'tim' (for example `type: time`)"),
+        ("{column: id}", ".type is missing (for example `type: time`)"),
+        ("{type: time, column: at}", ".start is missing (for example `start: 2026-01-01`)"),
+        ("{type: time, column: at, start: 2026-13-01}", ".start must be a day, as year-month-day (for"),
+        ("{type: time, column: at, start: 86400}", ".start must be a day, as year-month-day (for"),
+        ("{type: time, column: at, start: '86400'}", ".start must be a day, as year-month-day (for"),
+        ("{type: time, column: at, start: 2026-01-01 10:00:00}", ".start must be a day, as year-month-day (for"),
+        ("{type: time, column: at, start: 0001-01-01}", ".start must be greater than or equal to 1800-01-01, but is"),
+        ("{type: time, column: at, start: 2026-01-01, every: year}", ".every must be 'hour', 'day', 'week' or 'month'"),
+        (
+            "{type: time, column: at, start: 2026-01-01, timezone: europe/berlin}",
+            ".timezone is no time zone; did you mean Europe/Berlin? (for example `timezone: UTC`)",
+        ),
+        ("{type: time, column: at, start: 2026-01-01, timezone: Europe}", ".timezone is no time zone"),
+        (
+            "{type: time, column: at, start: 2026-01-01, every: hour, timezone: Europe/Berlin}",
+            ".timezone has to be left out: windows of an hour begin in UTC (for example `timezone: UTC`)",
+        ),
+        ("{type: range}", ".column is missing (for example `column: id`)"),
+        ("{type: range, column: id, rows: 0}", ".rows must be greater than or equal to 1, but is 0 (for example"),
+        ("{type: range, column: id, every: day}", ".every is not a known field; known are column, rows, type"),
+        ("time", " must be a group of fields, but is text (for example `partitions: {type: time, column: created_at"),
+    ],
+)
+def test_a_wrong_partition_rule_is_described(file: Path, rule: str, expected: str) -> None:
+    (line,) = _refused(file, MINIMAL + f"tables:\n  sales.orders: {{partitions: {rule}}}")
+    assert line.startswith(f"10: tables.sales.orders.partitions{expected}")
+
+
+def test_a_partition_rule_is_read(file: Path) -> None:
+    rules = """
+tables:
+  sales.orders: {partitions: {type: time, column: at, every: month, start: 2025-06-01, timezone: Europe/Berlin}}
+  sales.items: {partitions: {type: range, column: id, rows: 5000}}
+  sales.audit: {partitions: {type: none}}
+"""
+    tables = _load(file, MINIMAL + rules).tables
+    assert tables["sales.orders"].partitions == TimeWindows(
+        column="at", every=Every.MONTH, start=date(2025, 6, 1), timezone="Europe/Berlin"
+    )
+    assert tables["sales.items"].partitions == KeyRanges(column="id", rows=5000)
+    assert tables["sales.audit"].partitions == NoPartitions()
 
 
 def test_values_from_the_environment_are_not_shown(file: Path) -> None:
