@@ -9,7 +9,7 @@ from etl_dagster.model.slices import Slice
 
 @dataclass(frozen=True, slots=True)
 class ChunkPlan:
-    """One range of heap blocks of one relation (the table or a leaf partition), or of the rows there within a slice.
+    """One range of heap blocks of one relation (the table or a leaf partition), or of the rows there within slices.
 
     A rewrite of the relation (VACUUM FULL, CLUSTER) gives it another ``filenode`` and moves its rows between blocks
     without any change in the stream, so chunks of two files must never be mixed.
@@ -21,7 +21,8 @@ class ChunkPlan:
         last_block: First block after the range; None: all that follow.
         rows: Rows expected.
         bytes: Bytes of the heap expected.
-        slice: Only these rows of the range: the slice that is copied, or a part of it.
+        slices: Only the rows of the range that lie in one of these; empty: all. What is copied is named by the slices
+            that were asked for; these are made of them, joined or cut, and their names say nothing.
     """
 
     relation: int
@@ -30,4 +31,4 @@ class ChunkPlan:
     last_block: int | None
     rows: int
     bytes: int = 0
-    slice: Slice | None = None
+    slices: tuple[Slice, ...] = ()

@@ -77,7 +77,7 @@ class ChunkRecord(FrozenModel):
         filenode: File of the relation when the chunk was planned; a rewrite (VACUUM FULL, CLUSTER) moves every row.
         estimated_rows: Rows that the planner expects.
         estimated_bytes: Bytes of the heap that it expects.
-        slice: Only these rows of the range are read.
+        slices: Only the rows of the range that lie in one of these are read; empty: all.
         rows: Rows staged; None until the chunk is done.
         seen_lsn: WAL insert position after the chunk's snapshot; None until the chunk is done.
         replaced: Values that the policy replaced, by column.
@@ -88,7 +88,7 @@ class ChunkRecord(FrozenModel):
     filenode: int = 0
     estimated_rows: int = 0
     estimated_bytes: int = 0
-    slice: Slice | None = None
+    slices: tuple[Slice, ...] = ()
     first_block: int = 0
     last_block: int | None = None
     rows: int | None = None
@@ -111,7 +111,7 @@ class ChunkRecord(FrozenModel):
             last_block=plan.last_block,
             estimated_rows=plan.rows,
             estimated_bytes=plan.bytes,
-            slice=plan.slice,
+            slices=plan.slices,
         )
 
     @property
@@ -124,7 +124,7 @@ class ChunkRecord(FrozenModel):
             last_block=self.last_block,
             rows=self.estimated_rows,
             bytes=self.estimated_bytes,
-            slice=self.slice,
+            slices=self.slices,
         )
 
 
