@@ -106,8 +106,7 @@ def test_a_resync_keeps_the_live_table_readable_and_current(scenario) -> None:
     scenario.sync()
     scenario.use(replication=SMALL_CHUNKS)
     scenario.execute("update t set v = 'x' where id = 10")
-    record = scenario.pipeline.request_resync(TableId("public", "t"))
-    assert record.live
+    scenario.pipeline.request_resync(TableId("public", "t"))
     reporter = StepByStep(scenario, "update t set v = 'while' where id < 100", "delete from t where id = 200")
     _sync(scenario, reporter)
     states = [(seen.state, seen.live) for seen in reporter.seen if not isinstance(seen, str)]

@@ -28,7 +28,7 @@ BRINGS: dict[TableState, dict[str, Any]] = {
     TableState.QUARANTINED: {"reason": "a value does not fit"},
 }
 LEGAL = {
-    "init": {"copying", "quarantined", "removed"},
+    "init": {"copying", "ready", "quarantined", "removed"},
     "copying": {"copied", "init", "quarantined", "removed"},
     "copied": {"ready", "copying", "init", "quarantined", "removed"},
     "ready": {"init", "quarantined", "removed"},
