@@ -63,7 +63,7 @@ def test_startup_waits_until_the_file_is_free(
         def emit(self, record: logging.LogRecord) -> None:
             holder.kill()
 
-    logger = logging.getLogger("etl_dagster.destinations.duckdb.client")
+    logger = logging.getLogger("etl_dagster.destinations.duckdb.file")
     handler = EndsTheHolder()
     logger.addHandler(handler)
     destination = DuckDbDestination(DuckDbConfig(path=path))

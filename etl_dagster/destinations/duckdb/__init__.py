@@ -2,5 +2,6 @@
 
 from etl_dagster.destinations.duckdb.config import DuckDbConfig
 from etl_dagster.destinations.duckdb.core import PLUGIN, DuckDbDestination
+from etl_dagster.destinations.duckdb.file import open_reader
 
-__all__ = ["PLUGIN", "DuckDbConfig", "DuckDbDestination"]
+__all__ = ["PLUGIN", "DuckDbConfig", "DuckDbDestination", "open_reader"]

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import pyarrow as pa
 
 from etl_dagster.destinations.duckdb.config import DuckDbConfig
 from etl_dagster.destinations.duckdb.errors import translate
-from etl_dagster.errors import ConfigError, DestinationError, ErrorKind
+from etl_dagster.destinations.duckdb.file import Turn, require_duckdb
+from etl_dagster.errors import DestinationError, ErrorKind
 
 if TYPE_CHECKING:
     import duckdb
@@ -28,9 +29,6 @@ _ROOM = 64 * 1024 * 1024
 _MOST_GROWTH = 8
 # A checkpoint rewrites what the last batches touched: often enough that opening after a kill replays within seconds.
 CHECKPOINT_THRESHOLD = "256MB"
-_LOCK_MESSAGE = "Could not set lock"
-_LOCK_POLL_SECONDS = 0.1
-_LOCK_NOTICE_SECONDS = 5.0
 # Rows per batch of a result: a multiple of DuckDB's vectors, small enough for wide rows.
 _BATCH_ROWS = 64 * 1024
 
@@ -41,6 +39,7 @@ class Session:
     def __init__(self, cursor: duckdb.DuckDBPyConnection) -> None:
         self._cursor = cursor
         self._bound: dict[str, pa.Table | pa.RecordBatchReader] = {}
+        self._reader: pa.RecordBatchReader | None = None
 
     def run(self, sql: str, parameters: Sequence[object] = ()) -> int:
         """Execute, and return the number of rows changed, if it is a statement that changes rows."""
@@ -58,7 +57,8 @@ class Session:
 
     def reader(self, sql: str) -> pa.RecordBatchReader:
         """Stream the result; the session can do nothing else until the reader is exhausted."""
-        return self._cursor.execute(sql).to_arrow_reader(_BATCH_ROWS)
+        self._reader = self._cursor.execute(sql).to_arrow_reader(_BATCH_ROWS)
+        return self._reader
 
     @contextmanager
     def bound(self, **sources: pa.Table | pa.RecordBatchReader) -> Iterator[None]:
@@ -89,6 +89,8 @@ class Session:
             pass  # a failed commit has rolled back already
 
     def close(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
         self._cursor.close()
 
 
@@ -97,15 +99,24 @@ def _need(columns: int, config: DuckDbConfig) -> int:
 
 
 class Client:
-    """One open database file."""
+    """One open database file; ``main`` is the session of the one thread that does all but stage chunks."""
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection, config: DuckDbConfig) -> None:
+    def __init__(self, connection: duckdb.DuckDBPyConnection, config: DuckDbConfig, memory_bytes: int = 0) -> None:
         self._connection = connection
         self._config = config
         self._memory = config.memory_limit_bytes
+        self._sessions: WeakSet[Session] = WeakSet()
         self._lock = threading.Lock()
         self._wide = threading.Lock()
         self._inserting = 0
+        self.main = self.open_session()
+        if memory_bytes > self._memory:
+            self._limit(memory_bytes)
+
+    @property
+    def memory(self) -> int:
+        """Its memory limit, which grows when it is not enough."""
+        return self._memory
 
     @contextmanager
     def session(self) -> Iterator[Session]:
@@ -117,7 +128,9 @@ class Client:
 
     def open_session(self) -> Session:
         with self._lock:
-            return Session(self._connection.cursor())
+            session = Session(self._connection.cursor())
+            self._sessions.add(session)
+            return session
 
     @contextmanager
     def one_wide_at_a_time(self, columns: int) -> Iterator[None]:
@@ -154,8 +167,11 @@ class Client:
             if need <= self._memory:
                 return
             logger.warning("A table of %d columns needs a memory limit of %d MB", columns, need >> 20)
-            self._memory = need
-            self._connection.cursor().execute(f"SET memory_limit = '{need >> 10}KiB'")
+            self._limit(need)
+
+    def _limit(self, memory: int) -> None:
+        self._memory = memory
+        self._connection.cursor().execute(f"SET memory_limit = '{memory >> 10}KiB'")
 
     @contextmanager
     def widening(self) -> Iterator[None]:
@@ -177,12 +193,14 @@ class Client:
                 return True
             if limit >= _MOST_GROWTH * self._config.memory_limit_bytes:
                 return False
-            self._memory = 2 * limit
-            logger.warning("DuckDB ran out of memory; its limit is %d MB now", self._memory >> 20)
-            self._connection.cursor().execute(f"SET memory_limit = '{self._memory >> 10}KiB'")
+            logger.warning("DuckDB ran out of memory; its limit is %d MB now", 2 * limit >> 20)
+            self._limit(2 * limit)
             return True
 
     def close(self) -> None:
+        """Let go of the file; a result that somebody has not read to its end would keep it open."""
+        for session in list(self._sessions):
+            session.close()
         self._connection.close()
 
 
@@ -228,51 +246,31 @@ class Feed:
             raise
 
 
-def connect(config: DuckDbConfig, clock: Callable[[], float] = time.monotonic) -> Client:
+def connect(config: DuckDbConfig, memory_bytes: int = 0) -> Client:
     """Open the file, waiting while another process holds it.
+
+    Args:
+        memory_bytes: The memory limit that was found necessary when the file was open before.
 
     Raises:
         ConfigError: DuckDB is not installed.
         DestinationError: The file cannot be opened, or is held for longer than ``lock_timeout_seconds``.
     """
-    deadline = clock() + config.lock_timeout_seconds
-    notice = clock()
-    while True:
-        try:
-            return Client(_open(config), config)
-        except _Held as held:
-            if clock() >= deadline:
-                raise _timed_out(config, held) from held
-            if clock() >= notice:
-                logger.warning("Waiting for %s: %s", config.path, held)
-                notice = clock() + _LOCK_NOTICE_SECONDS
-            time.sleep(_LOCK_POLL_SECONDS)
-
-
-class _Held(Exception):
-    """Another process holds the file; the text is DuckDB's, which names the process."""
+    require_duckdb()
+    Path(config.path).parent.mkdir(parents=True, exist_ok=True)
+    connection = Turn(config.path, config.lock_timeout_seconds).wait(lambda: _open(config))
+    return Client(connection, config, memory_bytes)
 
 
 def _open(config: DuckDbConfig) -> duckdb.DuckDBPyConnection:
-    try:
-        import duckdb
-    except ImportError as error:
-        hint = "pip install 'etl-dagster[duckdb]'"
-        raise ConfigError("The destination type duckdb needs the package duckdb", hint=hint) from error
-    Path(config.path).parent.mkdir(parents=True, exist_ok=True)
-    try:
-        connection = duckdb.connect(config.path, config=_settings(config))
-        connection.execute("SET TimeZone = 'UTC'")
-        # Trying a dictionary on every text costs a third of an insert; FSST makes files of nearly the same size.
-        connection.execute(f"SET checkpoint_threshold = '{CHECKPOINT_THRESHOLD}'")
-        connection.execute("SET disabled_compression_methods = 'dictionary'")
-        return connection
-    except duckdb.IOException as error:
-        if _LOCK_MESSAGE in str(error):
-            raise _Held(str(error).partition(". See also")[0]) from error
-        raise translate(error, f"open {config.path}") from error
-    except duckdb.Error as error:
-        raise translate(error, f"open {config.path}") from error
+    import duckdb
+
+    connection = duckdb.connect(config.path, config=_settings(config))
+    connection.execute("SET TimeZone = 'UTC'")
+    # Trying a dictionary on every text costs a third of an insert; FSST makes files of nearly the same size.
+    connection.execute(f"SET checkpoint_threshold = '{CHECKPOINT_THRESHOLD}'")
+    connection.execute("SET disabled_compression_methods = 'dictionary'")
+    return connection
 
 
 def _settings(config: DuckDbConfig) -> dict[str, str | bool | int | float | list[str]]:
@@ -288,11 +286,3 @@ def _settings(config: DuckDbConfig) -> dict[str, str | bool | int | float | list
         # Results carry UUID and JSON as the Arrow types they came as.
         "arrow_lossless_conversion": True,
     }
-
-
-def _timed_out(config: DuckDbConfig, held: _Held) -> DestinationError:
-    return DestinationError(
-        f"{config.path} is held by another process after {config.lock_timeout_seconds:g} s: {held}",
-        hint="End that process, or open the file read-only there",
-        kind=ErrorKind.DESTINATION_UNAVAILABLE,
-    )

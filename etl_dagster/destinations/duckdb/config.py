@@ -17,6 +17,8 @@ MEMORY_LIMIT = "128MB"
 THREADS = 2
 # Long enough for a run that is being stopped to commit and let go of the file.
 LOCK_TIMEOUT_SECONDS = 60.0
+# Readers wait that long at most under steady traffic, and changes a quarter of a second each time.
+SHARE_SECONDS = 5.0
 
 
 class DuckDbConfig(DestinationConfig):
@@ -30,6 +32,11 @@ class DuckDbConfig(DestinationConfig):
     threads: int = Field(THREADS, ge=1, le=256, description="Threads DuckDB may use")
     lock_timeout_seconds: float = Field(
         LOCK_TIMEOUT_SECONDS, ge=0, description="How long to wait while another process holds the file"
+    )
+    share_seconds: float | None = Field(
+        SHARE_SECONDS,
+        ge=0,
+        description="How long the file is kept open under steady traffic before others have a turn; never for null",
     )
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import pyarrow as pa
 
@@ -11,12 +12,13 @@ from etl_dagster.arrow.landing import landed_schema
 from etl_dagster.arrow.types import arrow_schema
 from etl_dagster.destinations.base import Capabilities, ChunkRows, CopyResult, Destination, WriteResult
 from etl_dagster.destinations.duckdb.batch import BatchWriter
-from etl_dagster.destinations.duckdb.client import Client, Feed, Session, connect, translated
+from etl_dagster.destinations.duckdb.client import Client, Feed, Session, translated
 from etl_dagster.destinations.duckdb.config import DuckDbConfig
 from etl_dagster.destinations.duckdb.encoding import decode, encode_batch, encoded_schema, quoted
 from etl_dagster.destinations.duckdb.finish import Finish, Undecided
 from etl_dagster.destinations.duckdb.held import HeldLogs, read
 from etl_dagster.destinations.duckdb.ledger import Ledger, live_name, reread_name, staging_name
+from etl_dagster.destinations.duckdb.sharing import SharedFile
 from etl_dagster.destinations.registry import DestinationPlugin
 from etl_dagster.errors import DestinationError
 from etl_dagster.model import (
@@ -44,57 +46,59 @@ class DuckDbDestination(Destination):
 
     def __init__(self, config: DuckDbConfig) -> None:
         self.config = config
-        self._client: Client | None = None
-        self._main: Session | None = None
+        self._file = SharedFile(config)
         self._owner = ""
 
     def startup(self, owner: str = "") -> None:
         self._owner = owner
-        if self._client is not None:
-            return
-        self._client = connect(self.config)
-        self._main = self._client.open_session()
-        with translated("create its own tables"), self._main.transaction():
-            Ledger(self._main).create()
+        self._file.start()
+        with self._file.use() as opened, translated("create its own tables"), opened.main.transaction():
+            Ledger(opened.main).create()
+
+    def rest(self, *, idle: bool) -> None:
+        self._file.rest(idle=idle)
 
     def shutdown(self) -> None:
-        if self._client is not None:
-            self._session.close()
-            self._client.close()
-        self._client = self._main = None
+        self._file.stop()
 
     def positions(self) -> Mapping[TableId, Lsn]:
-        with translated("read the watermarks"):
-            ledger = Ledger(self._session)
+        with self._file.use() as opened, translated("read the watermarks"):
+            ledger = Ledger(opened.main)
             strangers = ledger.strangers(self._owner)
             return {table: lsn for table, lsn in ledger.watermarks().items() if table not in strangers}
 
     def copies(self) -> Mapping[str, Lsn]:
-        with translated("read the copies"):
-            ledger = Ledger(self._session)
+        with self._file.use() as opened, translated("read the copies"):
+            ledger = Ledger(opened.main)
             strangers = ledger.strangers(self._owner)
             known = [each for each in ledger.copies().values() if each.table not in strangers]
         return {each.copy_id: each.lsn for each in known if each.finished_rows is None}
 
     def truncate_table(self, target: TableSchema | CopyTarget) -> None:
         table = target.table if isinstance(target, CopyTarget) else target
-        with translated("truncate a table", str(table.id)), self._session.transaction():
-            ledger = Ledger(self._session)
+        with self._changing("truncate a table", table.id) as session:
+            ledger = Ledger(session)
             if isinstance(target, CopyTarget):
-                self._begin_copy(ledger, target)
+                self._begin_copy(session, target)
             elif target.id in ledger.watermarks():
-                self._session.run(f"TRUNCATE {live_name(target.id)}")
+                session.run(f"TRUNCATE {live_name(target.id)}")
             else:
                 ledger.create_live(target, self._owner)
 
-    def _begin_copy(self, ledger: Ledger, target: CopyTarget) -> None:
+    def _begin_copy(self, session: Session, target: CopyTarget) -> None:
+        ledger = Ledger(session)
         if target.copy_id not in ledger.copies():
             ledger.begin_copy(target, self._owner)
-            HeldLogs(self._session, self._owner).release(target.table.id)
+            HeldLogs(session, self._owner).release(target.table.id)
 
     def write_table_rows(self, target: CopyTarget, chunk: ChunkRows) -> int:
-        opened, table = self._opened, str(target.table.id)
-        with opened.widening(), translated("stage a chunk", table), opened.session() as session:
+        table = str(target.table.id)
+        with (
+            self._file.use(staging=True) as opened,
+            opened.widening(),
+            translated("stage a chunk", table),
+            opened.session() as session,
+        ):
             ledger = Ledger(session)
             copy = ledger.copy(target)
             staged = ledger.chunk_rows(target.copy_id, chunk.chunk_id)
@@ -102,89 +106,97 @@ class DuckDbDestination(Destination):
                 return staged
             if copy.finished_rows is not None:
                 raise DestinationError(f"copy {target.copy_id} is finished", hint="Start the copy of the table again")
-            with self._opened.one_wide_at_a_time(len(target.table.columns)), self._opened.single_threaded():
+            with opened.one_wide_at_a_time(len(target.table.columns)), opened.single_threaded():
                 return _stage(session, target, chunk)
 
     def write_events(self, batch: EventBatch) -> WriteResult:
-        with self._opened.widening(), translated("apply a batch"), self._session.transaction():
-            writer = BatchWriter(self._opened, self._session, self._owner, batch.routes)
+        with (
+            self._file.use() as opened,
+            opened.widening(),
+            translated("apply a batch"),
+            opened.main.transaction(),
+        ):
+            writer = BatchWriter(opened, opened.main, self._owner, batch.routes)
             writer.run(batch)
         return WriteResult(position=batch.position, changes=writer.changes)
 
     def finish_copy(self, target: CopyTarget, position: Lsn) -> CopyResult:
         try:
             table = str(target.table.id)
-            with self._opened.widening(), translated("finish a copy", table):
-                finish = Finish(self._session, self._opened, target, PIECE_BYTES)
-                with self._session.transaction():
+            with self._file.use() as opened, opened.widening(), translated("finish a copy", table):
+                finish = Finish(opened.main, opened, target, PIECE_BYTES)
+                with opened.main.transaction():
                     finished = finish.merge(position)
                 if finished is not None:
                     return CopyResult(rows=finished)
-                with self._session.transaction():
+                with opened.main.transaction():
                     return CopyResult(rows=finish.swap(position))
         except Undecided as undecided:
             return CopyResult(rows=None, undecided=undecided.keys)
 
     def hold_table(self, table: TableSchema) -> None:
-        with translated("hold a table", str(table.id)), self._session.transaction():
-            HeldLogs(self._session, self._owner).begin(table.id)
+        with self._changing("hold a table", table.id) as session:
+            HeldLogs(session, self._owner).begin(table.id)
 
     def holds(self) -> Mapping[TableId, Lsn]:
-        with translated("read the held logs"):
-            return {table: log.lsn for table, log in HeldLogs(self._session, self._owner).all().items()}
+        with self._file.use() as opened, translated("read the held logs"):
+            return {table: log.lsn for table, log in HeldLogs(opened.main, self._owner).all().items()}
 
     def read_held(self, table: TableSchema) -> Iterator[RawChanges]:
-        with translated("read a held log", str(table.id)), self._opened.session() as session:
+        with (
+            self._file.use() as opened,
+            translated("read a held log", str(table.id)),
+            opened.session() as session,
+        ):
             log = HeldLogs(session, self._owner).all().get(table.id)
             if log is not None:
                 yield from read(session, log)
 
     def release_table(self, table: TableId) -> None:
-        with translated("release a table", str(table)), self._session.transaction():
-            HeldLogs(self._session, self._owner).release(table)
+        with self._changing("release a table", table) as session:
+            HeldLogs(session, self._owner).release(table)
 
     def drop_table(self, table: TableId) -> None:
-        with translated("drop a table", str(table)), self._session.transaction():
-            ledger = Ledger(self._session)
+        with self._changing("drop a table", table) as session:
+            ledger = Ledger(session)
             ledger.forget_copies(table)
-            self._session.run(f"DROP TABLE IF EXISTS {live_name(table)}")
+            session.run(f"DROP TABLE IF EXISTS {live_name(table)}")
             ledger.forget_watermark(table)
             ledger.forget_schema(table)
-            HeldLogs(self._session, self._owner).release(table)
+            HeldLogs(session, self._owner).release(table)
             ledger.disown(table)
 
     def row_count(self, table: TableId) -> int | None:
-        with translated("count a table", str(table)):
-            known = table in Ledger(self._session).watermarks()
-            return int(self._session.rows(f"SELECT count(*) FROM {live_name(table)}")[0][0]) if known else None
+        with self._file.use() as opened, translated("count a table", str(table)):
+            known = table in Ledger(opened.main).watermarks()
+            return int(opened.main.rows(f"SELECT count(*) FROM {live_name(table)}")[0][0]) if known else None
 
     def read_table(self, table: TableSchema) -> pa.RecordBatchReader:
         schema = landed_schema(table)
+        rows = self._rows(table, schema)
+        # Once begun, a reader that nobody reads ends its use of the file when it is collected.
+        next(rows)
+        return pa.RecordBatchReader.from_batches(schema, rows)
+
+    def _rows(self, table: TableSchema, schema: pa.Schema) -> Iterator[pa.RecordBatch | None]:
+        """None once they can be read, then the rows of a live table."""
         columns = ", ".join(quoted(field.name) for field in schema)
-        session = self._opened.open_session()
-        with translated("read a table", str(table.id)):
-            found = session.reader(f"SELECT {columns} FROM {live_name(table.id)}")
-        return pa.RecordBatchReader.from_batches(schema, _decoded(session, found, schema))
+        with self._file.use() as opened, opened.session() as session:
+            with translated("read a table", str(table.id)):
+                found = session.reader(f"SELECT {columns} FROM {live_name(table.id)}")
+            yield None
+            for batch in found:
+                yield decode(batch, schema)
+
+    @contextmanager
+    def _changing(self, doing: str, table: TableId) -> Iterator[Session]:
+        """A transaction that concerns one table."""
+        with self._file.use() as opened, translated(doing, str(table)), opened.main.transaction():
+            yield opened.main
 
     @property
-    def _opened(self) -> Client:
-        if self._client is None:
-            raise DestinationError("The DuckDB destination is not started", hint="Call startup() first")
-        return self._client
-
-    @property
-    def _session(self) -> Session:
-        if self._main is None:
-            raise DestinationError("The DuckDB destination is not started", hint="Call startup() first")
-        return self._main
-
-
-def _decoded(session: Session, found: pa.RecordBatchReader, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    try:
-        for batch in found:
-            yield decode(batch, schema)
-    finally:
-        session.close()
+    def _client(self) -> Client | None:
+        return self._file.client
 
 
 def _stage(session: Session, target: CopyTarget, chunk: ChunkRows) -> int:

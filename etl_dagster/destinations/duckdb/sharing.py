@@ -1,0 +1,162 @@
+"""When the file is open and when it is let go, so that other processes have their turn.
+
+It is opened by the first use, and closed between uses once it has been idle for a moment or open for long enough.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from etl_dagster.destinations.duckdb.client import Client, connect
+from etl_dagster.destinations.duckdb.config import DuckDbConfig
+from etl_dagster.errors import DestinationError
+
+# How long it stays closed at least: several attempts of one who waits.
+PAUSE_SECONDS = 0.25
+# To close and to open again takes some 50 ms, in which a change would wait: so not at every pause of the traffic.
+IDLE_SECONDS = 1.0
+# Work goes on so many times longer than letting go has cost it: 2.5 % of the time at most.
+_WORK_PER_COST = 40
+# How long chunks wait, once those before them have ended, for what else uses the file: a batch, or a forgotten reader.
+_PATIENCE_SECONDS = 15.0
+
+
+class SharedFile:
+    """The database file, opened for as long as it is in use and not much longer; serves many threads."""
+
+    def __init__(self, config: DuckDbConfig, clock: Callable[[], float] = time.monotonic) -> None:
+        self._config = config
+        self._clock = clock
+        # Held while the file is being opened or closed: nobody can use it then. Re-entrant, since a reader that is
+        # collected as garbage ends its use wherever its thread happens to be.
+        self._turn = threading.Condition(threading.RLock())
+        self._client: Client | None = None
+        self._started = False
+        self._users: Counter[int] = Counter()
+        self._staging = 0
+        self._memory = config.memory_limit_bytes
+        self._opened_at = self._used_at = 0.0
+        self._closed_at = float("-inf")
+        self._cost = PAUSE_SECONDS
+        # Chunks wait until those that run have ended; since when, and until when at most.
+        self._draining = False
+        self._waiting_since: float | None = None
+        self._patient_until: float | None = None
+
+    @property
+    def client(self) -> Client | None:
+        """The open file, for those who know that nobody closes it."""
+        return self._client
+
+    def start(self) -> None:
+        """Allow uses."""
+        self._started = True
+
+    def stop(self) -> None:
+        """Close the file for good, whoever uses it; safe to call twice."""
+        with self._turn:
+            self._started = False
+            self._close()
+
+    @contextmanager
+    def use(self, *, staging: bool = False) -> Iterator[Client]:
+        """The open file, until the end of the ``with`` block; waits while another process has it.
+
+        Args:
+            staging: One of many long uses beside each other, which wait when the file is to be let go.
+
+        Raises:
+            DestinationError: It is not started, or another process does not let go of the file.
+        """
+        thread = threading.get_ident()
+        client = self._enter(thread, staging)
+        try:
+            yield client
+        finally:
+            self._leave(thread, staging)
+
+    def rest(self, *, idle: bool) -> None:
+        """Let go of the file if it is time, at once or when those who use it have ended."""
+        with self._turn:
+            if self._client is None or self._draining or not self._is_due(idle):
+                return
+            if self._staging:
+                self._draining = True
+            elif not self._users:
+                self._close()
+
+    def _is_due(self, idle: bool) -> bool:
+        share, now = self._config.share_seconds, self._clock()
+        if share is None:
+            return False
+        kept = now - self._opened_at
+        if self._staging or not idle:
+            return kept >= max(share, _WORK_PER_COST * self._cost)
+        return kept >= share or now - self._used_at >= IDLE_SECONDS
+
+    def _enter(self, thread: int, staging: bool) -> Client:
+        with self._turn:
+            if not self._started:
+                raise DestinationError("The DuckDB destination is not started", hint="Call startup() first")
+            if staging and thread not in self._users:
+                self._await_drain()
+            self._users[thread] += 1
+            self._staging += staging
+            try:
+                return self._client or self._open()
+            except BaseException:
+                self._leave(thread, staging)
+                raise
+
+    def _await_drain(self) -> None:
+        while self._draining:
+            if self._waiting_since is None:
+                self._waiting_since = self._clock()
+            left = None if self._patient_until is None else self._patient_until - self._clock()
+            if left is not None and left <= 0:
+                self._end_drain()
+                self._opened_at = self._clock()
+            else:
+                self._turn.wait(left)
+
+    def _leave(self, thread: int, staging: bool) -> None:
+        with self._turn:
+            self._users[thread] -= 1
+            if not self._users[thread]:
+                del self._users[thread]
+            self._staging -= staging
+            self._used_at = self._clock()
+            if self._draining and not self._users:
+                self._close()
+            elif self._draining and not self._staging and self._patient_until is None:
+                self._patient_until = self._clock() + _PATIENCE_SECONDS
+                self._turn.notify_all()
+
+    def _open(self) -> Client:
+        if self._closed_at > float("-inf") and not Path(self._config.path).exists():
+            raise DestinationError(f"{self._config.path} is gone", hint="Start again: its tables are copied afresh")
+        time.sleep(max(0.0, self._closed_at + PAUSE_SECONDS - self._clock()))
+        self._client = connect(self._config, self._memory)
+        self._opened_at = self._used_at = self._clock()
+        return self._client
+
+    def _close(self) -> None:
+        began = self._clock()
+        since = self._waiting_since
+        if self._client is not None:
+            self._memory = self._client.memory
+            self._client.close()
+            self._client = None
+            self._closed_at = self._clock()
+            self._cost = PAUSE_SECONDS + self._closed_at - (began if since is None else since)
+        self._end_drain()
+
+    def _end_drain(self) -> None:
+        self._draining = False
+        self._waiting_since = self._patient_until = None
+        self._turn.notify_all()
