@@ -3,6 +3,8 @@
 from etl_dagster.store.base import (
     HISTORY_LENGTH,
     ChunkRecord,
+    Request,
+    RequestKind,
     SchemaStore,
     SchemaVersion,
     SlotRecord,
@@ -20,6 +22,8 @@ __all__ = [
     "ChunkRecord",
     "MemoryStoreConfig",
     "PostgresStoreConfig",
+    "Request",
+    "RequestKind",
     "SchemaStore",
     "SchemaVersion",
     "SlotRecord",

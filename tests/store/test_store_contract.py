@@ -11,12 +11,14 @@ import pytest
 from pydantic import SecretStr
 
 from etl_dagster.errors import InternalError, StateError
-from etl_dagster.model import Column, Lsn, PgType, TableId, TableSchema, TypeKind
+from etl_dagster.model import Column, Lsn, PgType, RangePlan, Slice, TableId, TableSchema, TypeKind
 from etl_dagster.store import (
     HISTORY_LENGTH,
     ChunkRecord,
     MemoryStoreConfig,
     PostgresStoreConfig,
+    Request,
+    RequestKind,
     SlotRecord,
     SqliteStoreConfig,
     Store,
@@ -184,6 +186,45 @@ def test_chunks_planned_before_their_copy_is_announced_stay(store: Store) -> Non
     store.add_chunks(ORDERS, "a", [_chunk("1")])
     store.save_table(_copying("a"))
     assert store.chunks("a") == (_chunk("1"),)
+
+
+def _request(request_id: str, table: TableId = ORDERS) -> Request:
+    slices = (Slice(name="it's, one", attnum=1, lower=None, upper="{5}", nulls=True),)
+    return Request(request_id=request_id, table=table, kind=RequestKind.SLICES, slices=slices)
+
+
+def test_requests_come_back_in_the_order_in_which_they_were_made_until_they_are_taken_up(store: Store) -> None:
+    asked = [_request("z"), _request("a", ODD), _request("m")]
+    for request in asked:
+        store.add_request(request)
+    assert list(store.requests()) == asked
+    store.remove_requests(["a", "z"])
+    store.add_request(late := _request("b"))
+    assert list(store.requests()) == [asked[2], late]
+
+
+def test_a_request_made_twice_is_one_and_one_taken_up_twice_is_gone(store: Store) -> None:
+    store.add_request(first := _request("a"))
+    store.add_request(_request("a", ODD))
+    assert list(store.requests()) == [first]
+    store.remove_requests(["a"])
+    store.remove_requests(["a", "unknown"])
+    assert not store.requests()
+
+
+def test_a_request_outlives_what_happens_to_its_table(store: Store) -> None:
+    store.add_request(asked := _request("a"))
+    store.save_table(_copying("c1"))
+    store.save_table(TableRecord(table=ORDERS, state=TableState.READY, live=True))
+    assert list(store.requests()) == [asked]
+
+
+def test_a_range_plan_is_replaced_per_table(store: Store) -> None:
+    assert store.range_plan(ORDERS) is None
+    store.save_range_plan(ORDERS, RangePlan(attnum=1))
+    store.save_range_plan(ODD, odd := RangePlan(attnum=2, bounds=("a'b", "ü{s}")))
+    store.save_range_plan(ORDERS, newer := RangePlan(attnum=1, bounds=("7",)))
+    assert (store.range_plan(ORDERS), store.range_plan(ODD)) == (newer, odd)
 
 
 def test_a_mapping_is_remembered_per_table(store: Store) -> None:
