@@ -107,16 +107,47 @@ def resync(
         list[str],
         typer.Argument(metavar="TABLE...", help="As in the config: schema.table or table, with * as wildcard."),
     ],
+    partition: Annotated[
+        list[str] | None, typer.Option("--partition", metavar="KEY", help="Only this slice; may be repeated.")
+    ] = None,
+    first: Annotated[
+        str | None,
+        typer.Option("--from", metavar="KEY", help="Only slices from this one on, as `partitions` lists them."),
+    ] = None,
+    last: Annotated[
+        str | None, typer.Option("--to", metavar="KEY", help="Only slices up to this one, included.")
+    ] = None,
     config: ConfigOption = DEFAULT_CONFIG,
     debug: DebugOption = False,
 ) -> None:
     """Have tables copied afresh, by the running process or the next one; readers keep the old rows until then.
 
+    Of a table with a rule for partitions, single slices can be copied again: --partition, or --from and --to.
+
     It is also how a quarantined table comes back whose changes were not kept, or with whose rows something is wrong.
     """
+    from etl_dagster.cli.partitions import Wanted
     from etl_dagster.cli.requests import run_resync
 
-    raise typer.Exit(run_resync(config, tables))
+    raise typer.Exit(run_resync(config, tables, Wanted(partition or (), first, last)))
+
+
+@app.command()
+def partitions(
+    tables: Annotated[
+        list[str] | None, typer.Argument(metavar="[TABLE...]", help="As for resync; else all that have a rule.")
+    ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Plan ranges now, where they are not planned or the last one has grown.")
+    ] = False,
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """List the slices of tables: key, first value, and the value that ends it."""
+    from etl_dagster.cli.partitions import run_partitions
+
+    raise typer.Exit(run_partitions(config, tables or (), plan=plan, as_json=as_json))
 
 
 @app.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from etl_dagster.store.base import TableRecord, TableState
@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 
     from etl_dagster.model import TableId
     from etl_dagster.pipeline import PipelineStatus, TableStatus
-    from etl_dagster.replication.report import RunSummary
+    from etl_dagster.replication.report import CopyProgress, RunSummary
 
 # Where nobody looks at a screen, nothing is cut to the width of one.
 PLAIN_WIDTH = 200
+LONGEST_NOTE = 300
 RESUME = (
     "Once its cause is mended, a quarantined table goes on where it stopped with: etl-dagster resume TABLE; "
     "or it is copied afresh with: etl-dagster resync TABLE"
@@ -42,6 +43,11 @@ def print_json(value: Mapping[str, Any]) -> None:
     import json
 
     sys.stdout.write(json.dumps(value, indent=2, default=str) + "\n")
+
+
+def print_plain(lines: Iterable[str]) -> None:
+    """Lines on standard output as they are: thousands of them take no time."""
+    sys.stdout.writelines(f"{line}\n" for line in lines)
 
 
 def grid(*headers: str, right: Iterable[str] = ()) -> Table:
@@ -121,12 +127,31 @@ def _tables(entries: Sequence[TableStatus]) -> Table:
 
 
 def _show_table_notes(console: Console, entry: TableStatus) -> None:
+    for note in _copy_notes(entry):
+        console.print(f"\n{entry.table}: {note}", markup=False, soft_wrap=True)
     if entry.reason:
         console.print(f"\n{entry.table}: {entry.reason}", markup=False, soft_wrap=True)
     if entry.hint:
         console.print(f"  next: {entry.hint}", markup=False, soft_wrap=True)
     if entry.replaced:
         console.print(f"\n{entry.table}: {replaced_values(entry.replaced)}", markup=False, soft_wrap=True)
+
+
+def _copy_notes(entry: TableStatus) -> Iterator[str]:
+    if entry.asked:
+        yield f"asked for, and not taken up yet: {shortened('; '.join(entry.asked))}"
+    if entry.slices:
+        yield f"the copy is of {len(entry.slices)} slices: {shortened(', '.join(entry.slices))}"
+    if entry.waits_for:
+        yield f"its copy waits for {', '.join(entry.waits_for)}"
+    if entry.chunks_total:
+        volume = f" ({size(entry.bytes_done)} of {size(entry.bytes_total)})" if entry.bytes_total else ""
+        yield f"copied {entry.rows_done:,} of about {entry.rows_total:,} rows{volume}"
+
+
+def shortened(text: str) -> str:
+    """Thousands of names are for programs."""
+    return text if len(text) <= LONGEST_NOTE else f"{text[:LONGEST_NOTE]} …"
 
 
 def replaced_values(replaced: Mapping[str, int]) -> str:
@@ -194,7 +219,20 @@ def _table_as_json(summary: RunSummary, record: TableRecord) -> dict[str, Any]:
         "reason": record.reason,
         "hint": record.hint,
         "copied_rows": done.copied_rows if done else None,
+        "copy": _copy_as_json(done.copy) if done and done.copy else None,
         "changes": done.changes if done else 0,
         "replaced": record.replaced,
         "held": record.held,
+    }
+
+
+def _copy_as_json(copy: CopyProgress) -> dict[str, Any]:
+    return {
+        "slices": copy.slices,
+        "rows_done": copy.rows_done,
+        "rows_total": copy.rows_total,
+        "bytes_done": copy.bytes_done,
+        "bytes_total": copy.bytes_total,
+        "seconds": round(copy.seconds, 3),
+        "barrier_seconds": round(copy.barrier_seconds, 3),
     }

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
+from collections.abc import Sequence
 from pathlib import Path
 
 from etl_dagster.cli import render
 from etl_dagster.cli.exits import ExitCode
+from etl_dagster.cli.names import matching_tables
+from etl_dagster.cli.partitions import Wanted, partitions_of
 from etl_dagster.errors import ConfigError
-from etl_dagster.model import TableId, TablePattern
+from etl_dagster.model import TableId
 from etl_dagster.pipeline import Pipeline
-from etl_dagster.store.base import TableRecord, TableState
+from etl_dagster.replication.report import told_slices
+from etl_dagster.store.base import Request, RequestKind, TableState
 
 
-def run_resync(config: Path, names: Sequence[str]) -> int:
-    """Ask for fresh copies of the tables that match."""
+def run_resync(config: Path, names: Sequence[str], wanted: Wanted) -> int:
+    """Ask for fresh copies of the tables that match, or of slices of them."""
     pipeline = Pipeline.load(config)
-    known = list(_states(pipeline, config))
+    states = _states(pipeline, config)
     # All names first: one that is wrong changes nothing.
-    wanted = dict.fromkeys(table for name in names for table in _matching(pipeline.name, name, known))
-    _say("To be copied afresh", config, [pipeline.request_resync(table) for table in wanted])
+    tables = dict.fromkeys(table for name in names for table in matching_tables(pipeline.name, name, list(states)))
+    chosen = _slices(pipeline, states, list(tables), wanted) if wanted else dict.fromkeys(tables, ())
+    asked = [pipeline.request_resync(table, keys) for table, keys in chosen.items()]
+    _say("To be copied afresh", config, [request for request in asked if request.kind is RequestKind.RESYNC])
+    _say("Slices to be copied again", config, [request for request in asked if request.kind is RequestKind.SLICES])
     return ExitCode.OK
 
 
@@ -29,9 +34,10 @@ def run_resume(config: Path, names: Sequence[str]) -> int:
     pipeline = Pipeline.load(config)
     states = _states(pipeline, config)
     wanted = dict.fromkeys(table for name in names for table in _quarantined(pipeline.name, name, states))
-    records = [pipeline.request_resume(table) for table in wanted]
-    _say("To be resumed", config, (record for record in records if record.resume))
-    _say("To be copied afresh, since the changes were not kept", config, (r for r in records if not r.resume))
+    asked = [pipeline.request_resume(table) for table in wanted]
+    _say("To be resumed", config, [request for request in asked if request.kind is RequestKind.RESUME])
+    afresh = [request for request in asked if request.kind is not RequestKind.RESUME]
+    _say("To be copied afresh, since the changes were not kept", config, afresh)
     return ExitCode.OK
 
 
@@ -42,33 +48,28 @@ def _states(pipeline: Pipeline, config: Path) -> dict[TableId, TableState]:
     return states
 
 
-def _say(what: str, config: Path, records: Iterable[TableRecord]) -> None:
-    if names := ", ".join(str(record.table) for record in records):
+def _slices(
+    pipeline: Pipeline, states: dict[TableId, TableState], tables: Sequence[TableId], wanted: Wanted
+) -> dict[TableId, Sequence[str]]:
+    if out := [table for table in tables if states[table] in (TableState.QUARANTINED, TableState.REMOVED)]:
+        hint = f"Copy all of it instead: etl-dagster resync {out[0]}"
+        raise ConfigError(f"Slices of {out[0]} cannot be copied: it is {states[out[0]]}", hint=hint)
+    schemas = pipeline.tables()
+    return {table: wanted.of(partitions_of(pipeline, schemas[table])) for table in tables}
+
+
+def _say(what: str, config: Path, asked: Sequence[Request]) -> None:
+    if asked:
+        names = ", ".join(f"{each.table}{told_slices([part.name for part in each.slices])}" for each in asked)
         text = f"{what}, by the running process or by the next sync (etl-dagster sync -c {config}): {names}"
         render.results_console().print(text, markup=False, soft_wrap=True)
 
 
 def _quarantined(pipeline: str, name: str, states: dict[TableId, TableState]) -> list[TableId]:
-    found = _matching(pipeline, name, list(states))
+    found = matching_tables(pipeline, name, list(states))
     if out := [table for table in found if states[table] is TableState.QUARANTINED]:
         return out
     every = ", ".join(sorted(str(table) for table, state in states.items() if state is TableState.QUARANTINED))
     state = f"; {found[0]} is {states[found[0]]}" if len(found) == 1 else ""
     hint = f"Quarantined are: {every}" if every else "To copy a table afresh: etl-dagster resync TABLE"
     raise ConfigError(f"{name} names no quarantined table{state}", hint=hint)
-
-
-def _matching(pipeline: str, name: str, known: Sequence[TableId]) -> list[TableId]:
-    try:
-        pattern = TablePattern.parse("*.*" if name == "*" else name)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    if found := [table for table in known if pattern.matches(table)]:
-        return found
-    raise ConfigError(f"Pipeline {pipeline} has no table {pattern.exact or name}", hint=_suggestion(name, known))
-
-
-def _suggestion(name: str, known: Sequence[TableId]) -> str:
-    names = sorted(map(str, known))
-    close = get_close_matches(str(TableId.parse(name)), names, n=1)
-    return f"Did you mean {close[0]}?" if close else f"Its tables are: {', '.join(names)}"

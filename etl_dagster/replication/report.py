@@ -89,6 +89,54 @@ class CopyProgress:
         rate = self.bytes_per_second
         return max(0, self.bytes_total - self.bytes_done) / rate if rate > 0 else None
 
+    @property
+    def done(self) -> bool:
+        """Everything that was planned is staged."""
+        return self.chunks_done >= self.chunks_total
+
+    @property
+    def what(self) -> str:
+        """What is copied, for people: the table, or which slices of it."""
+        return f"{self.table}{told_slices(self.slices)}"
+
+    def __str__(self) -> str:
+        text = f"{self.what} copied {self.rows_done:,} of about {self.rows_total:,} rows"
+        return f"{text}{self._volume()}, chunk {self.chunks_done} of {self.chunks_total}{self._barrier()}"
+
+    def _volume(self) -> str:
+        if not self.bytes_total:
+            return ""
+        parts = [f"{_megabytes(self.bytes_done)} of {_megabytes(self.bytes_total)} MB"]
+        if rate := self.bytes_per_second:
+            parts.append(f"{_megabytes(rate)} MB/s")
+        if not self.done and self.seconds_left is not None:
+            parts.append(f"{told_seconds(self.seconds_left)} left")
+        return f" ({', '.join(parts)})"
+
+    def _barrier(self) -> str:
+        waited = self.barrier_seconds if self.done else 0
+        return f", after {waited:.0f} s of waiting for open transactions" if waited >= 1 else ""
+
+
+def told_slices(names: Sequence[str]) -> str:
+    """Which slices, behind the name of their table; bounds of ranges are values of rows, so those are only counted."""
+    if not names:
+        return ""
+    if not all(name[:1].isdigit() for name in names):
+        return f" ({len(names)} slices)" if len(names) > 1 else " (a slice)"
+    return f" ({names[0]})" if len(names) == 1 else f" ({len(names)} slices, {min(names)} to {max(names)})"
+
+
+def told_seconds(seconds: float) -> str:
+    """How long it takes, as people say it."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _megabytes(amount: float) -> str:
+    return f"{amount / 1e6:,.1f}"
+
 
 class Reporter(Protocol):
     """Receives reports, from the engine's main thread only; must return fast."""
@@ -121,14 +169,7 @@ class LogReporter:
         )
 
     def copy_progressed(self, progress: CopyProgress) -> None:
-        logger.info(
-            "%s copied %s of about %s rows, chunk %s of %s",
-            progress.table,
-            f"{progress.rows_done:,}",
-            f"{progress.rows_total:,}",
-            progress.chunks_done,
-            progress.chunks_total,
-        )
+        logger.info("%s", progress)
 
     def batch_applied(self, batch: BatchReport) -> None:
         if batch.total_changes:
@@ -149,10 +190,17 @@ class LogReporter:
 
 @dataclass(slots=True)
 class TableSummary:
-    """What a run did to one table; ``schema`` is the newest one if it changed."""
+    """What a run did to one table.
+
+    Attributes:
+        copied_rows: What its last copy brought; None when none was finished.
+        copy: How far the copy of the run is, or was at its end.
+        schema: The newest one if it changed.
+    """
 
     changes: int = 0
     copied_rows: int | None = None
+    copy: CopyProgress | None = None
     first: Lsn | None = None
     last: Lsn | None = None
     lag_seconds: float = 0.0
@@ -191,8 +239,11 @@ class RunSummary:
             self.quarantined[record.table] = record
 
     def copy_progressed(self, progress: CopyProgress) -> None:
-        self._table(progress.table)
         self._copied.add(progress.table)
+        summary = self._table(progress.table)
+        # Rows that are read once more by their keys come after the copy, and are few.
+        if progress.bytes_total or summary.copy is None:
+            summary.copy = progress
 
     def batch_applied(self, batch: BatchReport) -> None:
         self.batches += 1
