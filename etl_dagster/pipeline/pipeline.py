@@ -8,26 +8,24 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
-from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Any
 
 from etl_dagster.arrow.landing import present_rows
 from etl_dagster.config import PipelineConfig, load_config
 from etl_dagster.destinations.base import Destination
 from etl_dagster.destinations.registry import open_destination
 from etl_dagster.errors import ConfigError, ErrorKind, EtlError, StateError
-from etl_dagster.model import Column, KeyRanges, Landing, Lsn, RangePlan, Slice, TableId, TableSchema, TimeWindows
-from etl_dagster.model.slices import MAX_SLICES
-from etl_dagster.postgres import CheckResult, Difference, PostgresSource, check, compare_table
-from etl_dagster.replication import LogReporter, Replicator, Reporter, Stop, told
+from etl_dagster.model import Landing, Lsn, Slice, TableId, TableSchema
+from etl_dagster.pipeline.slices import TableSlices
+from etl_dagster.pipeline.status import Comparison, Pending, PipelineStatus, table_statuses
+from etl_dagster.postgres import CheckResult, PostgresSource, check, compare_table
+from etl_dagster.replication import LogReporter, Replicator, Reporter, Stop
 from etl_dagster.retry import Backoff, Retrier
 from etl_dagster.store import open_store
 from etl_dagster.store.base import Request, RequestKind, Store, TableRecord, TableState
@@ -41,111 +39,6 @@ _ENDS = (TableState.READY, TableState.QUARANTINED, TableState.REMOVED)
 _BEGIN_AGAIN = Backoff(max_attempts=10_000, max_total_seconds=6 * 3600)
 # How long the server may take to notice that our own former connection is gone.
 _TAKE_OVER_SECONDS = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class Pending:
-    """Whether a pipeline has something to do.
-
-    Attributes:
-        reason: Why, or why not, for people.
-        current: Flushed end of the source's WAL when it was asked.
-        tables_to_copy: Tables that wait for a copy, or whose copy is unfinished, or that are to be resumed.
-        changes: The stream holds changes, or so much WAL that it should be passed over.
-        tables: The tables that the pipeline replicates, or keeps the changes of.
-    """
-
-    work: bool
-    reason: str
-    current: Lsn
-    tables_to_copy: tuple[TableId, ...] = ()
-    changes: bool = False
-    tables: tuple[TableId, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class TableStatus:
-    """Where one table stands.
-
-    Attributes:
-        rows: Rows that its last copy, whole or of slices, brought.
-        lag_bytes: WAL between what the destination has and the source's end; None when the table is not followed.
-        lag_seconds: Age of what the destination has; 0 when it has everything, None when unknown.
-        chunks_done: Chunks of the running copy that are staged.
-        chunks_total: Chunks of the running copy; 0 when there is none.
-        landing: How its changes land; None while nothing is known of the table.
-        replaced: Values that the policy replaced since the last copy began, by column.
-        held: Quarantined, with its changes kept, so that it can be resumed.
-        asked: What is asked for and not taken up yet.
-        waits_for: Transactions at the source that its copy waits for, which have written to it.
-        slices: Names of the slices that its copy is of; none: of the whole table.
-        rows_done: Rows that its running copy has staged.
-        rows_total: Rows that it is expected to bring.
-        bytes_done: Heap bytes of what it has staged.
-        bytes_total: Heap bytes of all of it.
-    """
-
-    table: TableId
-    state: TableState
-    rows: int | None
-    reason: str
-    hint: str
-    lag_bytes: int | None
-    lag_seconds: float | None
-    chunks_done: int
-    chunks_total: int
-    landing: Landing | None = None
-    replaced: Mapping[str, int] = field(default_factory=dict)
-    held: bool = False
-    asked: tuple[str, ...] = ()
-    waits_for: tuple[str, ...] = ()
-    slices: tuple[str, ...] = ()
-    rows_done: int = 0
-    rows_total: int = 0
-    bytes_done: int = 0
-    bytes_total: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison(Difference):
-    """How a table differs from its source.
-
-    Attributes:
-        replaced: Values that the policy replaced, by column; their rows count as different.
-    """
-
-    replaced: Mapping[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class PipelineStatus:
-    """Where a pipeline stands.
-
-    Attributes:
-        position: Everything committed before it is at the destination; None before the first run.
-        retained_bytes: WAL that the slot keeps back at the source; None without a slot.
-        slot_active_pid: Backend that reads the slot right now.
-    """
-
-    name: str
-    slot: str
-    current: Lsn
-    position: Lsn | None
-    lag_bytes: int | None
-    lag_seconds: float | None
-    retained_bytes: int | None
-    slot_active_pid: int | None
-    tables: list[TableStatus] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON types; positions in the notation of Postgres."""
-        tables = [
-            {**{name: getattr(table, name) for name in TableStatus.__slots__}, "table": str(table.table)}
-            for table in self.tables
-        ]
-        plain = {name: getattr(self, name) for name in PipelineStatus.__slots__}
-        position = None if self.position is None else str(self.position)
-        return plain | {"current": str(self.current), "position": position, "tables": tables}
 
 
 class Pipeline:
@@ -310,7 +203,7 @@ class Pipeline:
                 lag_seconds=lag_seconds,
                 retained_bytes=slot.retained_bytes if slot else None,
                 slot_active_pid=slot.active_pid if slot else None,
-                tables=self._table_statuses(lag_bytes, lag_seconds),
+                tables=table_statuses(self._store, self._watch, lag_bytes, lag_seconds),
             )
 
     def request_resync(self, table: TableId, slices: Sequence[str] = (), *, request_id: str | None = None) -> Request:
@@ -326,7 +219,7 @@ class Pipeline:
         """
         with self._watching:
             record = self._known_record(table)
-        chosen = self._chosen_slices(record, slices) if slices else ()
+            chosen = self._slices_of(table).chosen(record, slices) if slices else ()
         kind = RequestKind.SLICES if chosen else RequestKind.RESYNC
         return self._ask(Request(request_id=request_id or uuid.uuid4().hex, table=table, kind=kind, slices=chosen))
 
@@ -351,63 +244,28 @@ class Pipeline:
             self._store.add_request(request)
         return request
 
-    def _chosen_slices(self, record: TableRecord, names: Sequence[str]) -> tuple[Slice, ...]:
-        """The slices of these names; none where they are the whole table."""
-        table = record.table
-        if record.state in (TableState.QUARANTINED, TableState.REMOVED):
-            hint = f"Mend the cause, then resume {table}, or re-sync all of it"
-            raise ConfigError(f"Slices of {table} cannot be copied, since it is {record.state}", hint=hint)
-        known = {each.name: each for each in self.slices(table)}
-        if not known:
-            raise ConfigError(f"{table} has no slices", hint=self._why_no_slices(table))
-        if unknown := [name for name in names if name not in known]:
-            raise ConfigError(f"{table} has no slice {unknown[0]}", hint=_nearest(unknown[0], list(known)))
-        chosen = dict.fromkeys(names)
-        return () if len(chosen) == len(known) else tuple(known[name] for name in chosen)
-
-    def _why_no_slices(self, table: TableId) -> str:
-        rule = self.config.choices.rule(table)
-        if rule is None:
-            return f"Give it a rule in the config: tables.{table}.partitions"
-        if isinstance(rule, KeyRanges) and self.config.choices.partitions(self.tables()[table]) is not None:
-            return "Its ranges are not planned yet"
-        return f"tables.{table}.partitions does not fit it; see: etl-dagster check"
-
     def slices(self, table: TableId) -> list[Slice]:
         """The slices of a table as they are now; none without a rule that fits, or while its ranges are not planned."""
-        schema = self.tables().get(table)
-        if schema is None or (rule := self.config.choices.partitions(schema)) is None:
-            return []
-        column = next(column for column in schema.columns if column.name == rule.column)
-        if isinstance(rule, TimeWindows):
-            return rule.slices(column, datetime.now(UTC))
         with self._watching:
-            plan = self._store.range_plan(table)
-        return plan.slices(column) if plan is not None and plan.attnum == column.attnum else []
+            return self._slices_of(table).now()
 
     def plan_slices(self, table: TableId) -> list[Slice]:
         """The same, with ranges planned that were not, and the last one cut again when it has grown.
 
         Reads a sample of the source's table; keeps what it found in the store.
         """
-        schema = self.tables().get(table)
-        rule = None if schema is None else self.config.choices.partitions(schema)
-        if schema is not None and isinstance(rule, KeyRanges):
-            column = next(column for column in schema.columns if column.name == rule.column)
-            with self._watching:
-                known = self._store.range_plan(table)
-                plan = self._planned(schema, column, rule, known)
-                if plan != known:
-                    self._store.save_range_plan(table, plan)
-        return self.slices(table)
+        with self._watching:
+            slices = self._slices_of(table)
+            slices.plan(self._watch)
+            return slices.now()
 
-    def _planned(self, schema: TableSchema, column: Column, rule: KeyRanges, known: RangePlan | None) -> RangePlan:
-        """The ranges of a table: those that are known stay, but for the last one, which may have grown."""
-        bounds = known.bounds if known is not None and known.attnum == column.attnum else ()
-        if len(bounds) + 1 >= MAX_SLICES:
-            return RangePlan(attnum=column.attnum, bounds=bounds)
-        found = self._watch.plan_ranges(schema, column, rule.rows, bounds[-1] if bounds else None)
-        return RangePlan(attnum=column.attnum, bounds=(*bounds, *found)[: MAX_SLICES - 1])
+    def _slices_of(self, table: TableId) -> TableSlices:
+        version = self._store.schema(table)
+        schema = self._watch.foreseen_tables().get(table) if version is None else version.schema_
+        if schema is None:
+            raise self._unknown(table, self._store.tables())
+        choices = self.config.choices
+        return TableSlices(choices, self._store, choices.apply(schema))
 
     def is_done(self, request: Request) -> bool:
         """Whether what was asked for has been taken up and seen through, well or not: the table's record tells."""
@@ -420,9 +278,12 @@ class Pipeline:
     def _known_record(self, table: TableId) -> TableRecord:
         records = self._store.tables()
         if table not in records:
-            known = ", ".join(sorted(map(str, records))) or "none yet: run a sync first"
-            raise ConfigError(f"The pipeline {self.name} has no table {table}", hint=f"Its tables: {known}")
+            raise self._unknown(table, records)
         return records[table]
+
+    def _unknown(self, table: TableId, known: Iterable[TableId]) -> ConfigError:
+        names = ", ".join(sorted(map(str, known))) or "none yet: run a sync first"
+        return ConfigError(f"The pipeline {self.name} has no table {table}", hint=f"Its tables: {names}")
 
     def record(self, table: TableId) -> TableRecord | None:
         """What the store knows of a table."""
@@ -506,59 +367,6 @@ class Pipeline:
     def _destination(self) -> Destination:
         return open_destination(self.config.destination)
 
-    def _table_statuses(self, lag_bytes: int | None, lag_seconds: float | None) -> list[TableStatus]:
-        schemas = {table: version.schema_ for table, version in self._store.schemas().items()}
-        records = self._store.tables()
-        copying = [schemas[table] for table, record in records.items() if record.state is TableState.COPYING]
-        waits = self._barriers(copying)
-        asked: dict[TableId, list[str]] = {}
-        for request in self._store.requests():
-            asked.setdefault(request.table, []).append(_asked(request))
-        statuses = (
-            self._table_status(record, schemas.get(table), lag_bytes, lag_seconds)
-            for table, record in sorted(records.items())
-        )
-        return [
-            replace(
-                status,
-                asked=tuple(asked.get(status.table, ())),
-                waits_for=() if status.chunks_total else waits[status.table],
-            )
-            for status in statuses
-        ]
-
-    def _barriers(self, copying: Sequence[TableSchema]) -> Mapping[TableId, tuple[str, ...]]:
-        """Who has written to tables whose copies may still wait for them."""
-        found: defaultdict[TableId, tuple[str, ...]] = defaultdict(tuple)
-        for writer in self._watch.writers(copying) if copying else ():
-            found[writer.table] += (told(writer),)
-        return found
-
-    def _table_status(
-        self, record: TableRecord, schema: TableSchema | None, lag_bytes: int | None, lag_seconds: float | None
-    ) -> TableStatus:
-        followed = record.live and not record.held
-        chunks = self._store.chunks(record.copy_id) if record.copy_id else ()
-        return TableStatus(
-            table=record.table,
-            state=record.state,
-            rows=record.rows,
-            reason=record.reason,
-            hint=record.hint,
-            lag_bytes=lag_bytes if followed else None,
-            lag_seconds=lag_seconds if followed else None,
-            chunks_done=sum(chunk.done for chunk in chunks),
-            chunks_total=len(chunks),
-            landing=None if schema is None else schema.landing,
-            replaced=record.replaced,
-            held=record.held,
-            slices=tuple(each.name for each in record.slices),
-            rows_done=sum(chunk.rows or 0 for chunk in chunks),
-            rows_total=sum(chunk.estimated_rows if chunk.rows is None else chunk.rows for chunk in chunks),
-            bytes_done=sum(chunk.estimated_bytes for chunk in chunks if chunk.done),
-            bytes_total=sum(chunk.estimated_bytes for chunk in chunks),
-        )
-
     def _foreseen_tables(self) -> Mapping[TableId, TableSchema]:
         """The tables as the source has them now, with what is chosen for them; none when it cannot be asked."""
         try:
@@ -627,17 +435,6 @@ def _waiting(records: Mapping[TableId, TableRecord]) -> tuple[TableId, ...]:
 
 def _to_resume(records: Mapping[TableId, TableRecord]) -> tuple[TableId, ...]:
     return tuple(sorted(table for table, record in records.items() if record.resume))
-
-
-def _asked(request: Request) -> str:
-    names = ", ".join(each.name for each in request.slices)
-    return f"{request.kind}{f' {names}' if names else ''}"
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    close = get_close_matches(name, known, n=3, cutoff=0.5)
-    span = f"{len(known)} slices, from {known[0]} to {known[-1]}"
-    return f"It has {span}" + (f"; like it are {', '.join(close)}" if close else "")
 
 
 def _few(tables: tuple[TableId, ...]) -> str:
