@@ -11,6 +11,7 @@ from etl_dagster.postgres.config import (
     TlsMode,
 )
 from etl_dagster.postgres.doctor import check
+from etl_dagster.postgres.doctor_slices import check_slices
 from etl_dagster.postgres.findings import CheckResult
 from etl_dagster.postgres.source import PostgresSource, SourceIdentity
 
@@ -27,5 +28,6 @@ __all__ = [
     "TlsConfig",
     "TlsMode",
     "check",
+    "check_slices",
     "compare_table",
 ]

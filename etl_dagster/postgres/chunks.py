@@ -1,4 +1,4 @@
-"""Copying a table: ranges of heap blocks, each read under a snapshot of its own, and rows read by key."""
+"""Copying a table: ranges of heap blocks or slices, each read under a snapshot of its own, and rows read by key."""
 
 from __future__ import annotations
 
@@ -12,24 +12,18 @@ from psycopg import sql
 
 from etl_dagster.arrow import arrow_schema, read_column, reads_text
 from etl_dagster.arrow.sample import tell_row
-from etl_dagster.errors import TableError, ValueUnrepresentable
-from etl_dagster.model import ChunkPlan, Column, Landing, Lsn, Slice, TableSchema
+from etl_dagster.errors import ValueUnrepresentable
+from etl_dagster.model import ChunkPlan, Column, Landing, Lsn, TableSchema
 from etl_dagster.pgwire import Frames, split_copy_rows
 from etl_dagster.postgres.copy_out import CopyOut
+from etl_dagster.postgres.heaps import name_of, rows_of
 from etl_dagster.postgres.sessions import Connection, fetch_one
+from etl_dagster.postgres.slices import condition
 from etl_dagster.postgres.text import to_text
 
 # Keys of one COPY statement: the parser's time grows with the text, and a round trip costs little.
 KEYS_PER_STATEMENT = 5000
 
-_RELATIONS = """
-SELECT c.oid, coalesce(pg_relation_filenode(c.oid), 0),
-       coalesce(pg_relation_size(c.oid), 0) / current_setting('block_size')::int,
-       CASE WHEN c.relpages > 0 AND c.reltuples > 0 THEN c.reltuples / c.relpages ELSE 0 END
-FROM pg_class c
-WHERE c.relkind = 'r' AND (c.oid = %(table)s OR c.oid IN (SELECT relid FROM pg_partition_tree(%(table)s) WHERE isleaf))
-"""
-_BLOCK_SIZE = "SELECT current_setting('block_size')::int"
 # A statement's snapshot is taken before anything in it runs, so the position is not before what the snapshot sees. On a
 # standby a commit is visible a moment before it counts as replayed.
 _SNAPSHOT = """
@@ -37,49 +31,7 @@ SELECT pg_current_snapshot()::text, clock_timestamp(),
        CASE WHEN pg_is_in_recovery() THEN greatest(pg_last_wal_replay_lsn(), pg_last_wal_receive_lsn())
             ELSE pg_current_wal_insert_lsn() END - '0/0'::pg_lsn
 """
-_NAME = """
-SELECT n.nspname, c.relname, c.relkind = 'p'
-FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = %s
-"""
-
 StartCopy = Callable[[sql.Composable], CopyOut]
-
-
-def plan_chunks(
-    connection: Connection, table: TableSchema, chunk_bytes: int, slices: Sequence[Slice] = ()
-) -> list[ChunkPlan]:
-    """Ranges that together cover the table, largest first.
-
-    A table that lands as a changelog is one range, read as a whole under one snapshot: which changes are in a row that
-    was copied is then known exactly.
-    """
-    step = max(1, chunk_bytes // fetch_one(connection, _BLOCK_SIZE)[0])
-    relations = connection.execute(_RELATIONS, {"table": table.oid}).fetchall()
-    if not relations:
-        _relation_name(connection, table, table.oid)  # it is there, only without partitions
-    if table.landing is Landing.CHANGELOG:
-        rows = sum(round(density * blocks) for _, _, blocks, density in relations)
-        return [ChunkPlan(table.oid, 0, 0, None, rows)]
-    plans = [
-        (min(step, blocks - plan.first_block), plan)
-        for oid, filenode, blocks, density in relations
-        for plan in _ranges((oid, filenode), blocks, density, step)
-    ]
-    return [plan for _, plan in sorted(plans, key=lambda sized: sized[0], reverse=True)]
-
-
-def plan_ranges(
-    connection: Connection, table: TableSchema, column: Column, rows: int, after: str | None = None
-) -> list[str]:
-    """See `etl_dagster.replication.ports.Source.plan_ranges`."""
-    return []
-
-
-def _ranges(file: tuple[int, int], blocks: int, density: float, step: int) -> Iterator[ChunkPlan]:
-    starts = range(0, max(1, blocks), step)
-    for first in starts:
-        last = first + step if first != starts[-1] else None
-        yield ChunkPlan(*file, first, last, round(density * (min(first + step, blocks) - first)))
 
 
 class ChunkReader:
@@ -146,14 +98,15 @@ def read_chunk(
     plan: ChunkPlan,
     start: StartCopy,
 ) -> Iterator[ChunkReader]:
-    """Read one range of blocks of the table or of one of its leaf partitions, or all of a changelog's table."""
+    """Read one range of blocks or some slices of the table or of a leaf partition, or all of a changelog's table."""
     whole = table.landing is Landing.CHANGELOG
-    lock = _relation_name(connection, table, plan.relation)[0] if whole else None
-    with _transaction(connection, lock):
-        name, is_partitioned = _relation_name(connection, table, plan.relation)
-        source = name if is_partitioned else sql.SQL("ONLY {}").format(name)
-        statement = _copy(table, source, None if whole else _block_range(plan.first_block, plan.last_block))
-        with closing(ChunkReader(connection, table, [statement], start, None if whole else plan.relation)) as reader:
+    with _transaction(connection, name_of(connection, table, plan.relation)[0] if whole else None):
+        conditions = list(_block_range(plan))
+        if plan.slices:
+            conditions.append(condition(connection, table, plan.slices))
+        statement = _copy(table, rows_of(connection, table, plan.relation), conditions)
+        file = plan.relation if plan.filenode else None
+        with closing(ChunkReader(connection, table, [statement], start, file)) as reader:
             yield reader
 
 
@@ -161,9 +114,8 @@ def read_chunk(
 def read_keys(connection: Connection, table: TableSchema, keys: pa.Table, start: StartCopy) -> Iterator[ChunkReader]:
     """Read the rows with these keys, all under one snapshot."""
     with _transaction(connection):
-        name, is_partitioned = _relation_name(connection, table, table.oid)
-        relation = name if is_partitioned else sql.SQL("ONLY {}").format(name)
-        statements = [_copy(table, relation, condition) for condition in _key_conditions(table, keys)]
+        rows = rows_of(connection, table, table.oid)
+        statements = [_copy(table, rows, [wanted]) for wanted in _key_conditions(table, keys)]
         with closing(ChunkReader(connection, table, statements, start)) as reader:
             yield reader
 
@@ -171,7 +123,11 @@ def read_keys(connection: Connection, table: TableSchema, keys: pa.Table, start:
 @contextmanager
 def _transaction(connection: Connection, lock: sql.Composable | None = None) -> Iterator[None]:
     # Row-level security would leave rows out without a word, which the stream does not; so it has to be an error.
-    connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL row_security = off")
+    # How many processes read at once is said by how many chunks are.
+    connection.execute(
+        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL row_security = off;"
+        "SET LOCAL max_parallel_workers_per_gather = 0"
+    )
     if lock is not None:
         # A truncate empties the table for older snapshots too. With the lock before the snapshot, none comes between.
         connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(lock))
@@ -180,21 +136,12 @@ def _transaction(connection: Connection, lock: sql.Composable | None = None) -> 
         connection.execute("COMMIT")
 
 
-def _relation_name(connection: Connection, table: TableSchema, relation: int) -> tuple[sql.Composable, bool]:
-    row = connection.execute(_NAME, [relation]).fetchone()
-    if row is None:
-        raise TableError(
-            f"table {table.id} or a partition of it no longer exists", hint="Copy it again", table=str(table.id)
-        )
-    return sql.Identifier(str(row[0]), str(row[1])), bool(row[2])
-
-
-def _copy(table: TableSchema, relation: sql.Composable, condition: sql.Composable | None) -> sql.Composed:
-    conditions = [condition or sql.SQL("true")]
-    if table.row_filter is not None:
-        conditions.append(sql.SQL("({})").format(sql.SQL(table.row_filter)))
+def _copy(table: TableSchema, rows: sql.Composable, conditions: Sequence[sql.Composable]) -> sql.Composed:
+    conditions = [*conditions, *([] if table.row_filter is None else [sql.SQL(table.row_filter)])] or [sql.SQL("true")]
     return sql.SQL("COPY (SELECT {} FROM {} AS t WHERE {}) TO STDOUT (FORMAT binary)").format(
-        sql.SQL(", ").join(map(select_expression, table.columns)), relation, sql.SQL(" AND ").join(conditions)
+        sql.SQL(", ").join(map(select_expression, table.columns)),
+        rows,
+        sql.SQL(" AND ").join(sql.SQL("({})").format(wanted) for wanted in conditions),
     )
 
 
@@ -209,11 +156,10 @@ def as_text(value: sql.Composable) -> sql.Composed:
     return sql.SQL("CASE WHEN {0} IS DISTINCT FROM NULL THEN concat({0}) END").format(value)
 
 
-def _block_range(first: int, last: int | None) -> sql.Composable:
-    conditions: list[sql.Composable] = [sql.SQL("ctid >= {}::tid").format(sql.Literal(f"({first},0)"))]
-    if last is not None:
-        conditions.append(sql.SQL("ctid < {}::tid").format(sql.Literal(f"({last},0)")))
-    return sql.SQL(" AND ").join(conditions)
+def _block_range(plan: ChunkPlan) -> Iterator[sql.Composable]:
+    for operator, block in ((">=", plan.first_block or None), ("<", plan.last_block)):
+        if block is not None:
+            yield sql.SQL("ctid {} {}::tid").format(sql.SQL(operator), sql.Literal(f"({block},0)"))
 
 
 def _key_conditions(table: TableSchema, keys: pa.Table) -> Iterator[sql.Composable]:

@@ -27,7 +27,9 @@ WITH wanted AS (
 )
 SELECT DISTINCT l.virtualtransaction, w.root, l.pid,
        coalesce(a.application_name, 'prepared ' || quote_literal(x.gid), ''),
-       coalesce(a.xact_start, x.prepared)
+       coalesce(a.xact_start, x.prepared),
+       extract(epoch FROM clock_timestamp() - coalesce(a.xact_start, x.prepared))::float8,
+       coalesce(a.state, CASE WHEN x.gid IS NOT NULL THEN 'prepared' END, '')
 FROM pg_locks l JOIN wanted w ON w.relation = l.relation
 LEFT JOIN pg_stat_activity a ON a.pid = l.pid
 LEFT JOIN pg_locks own ON l.pid IS NULL AND own.pid IS NULL AND own.locktype = 'transactionid'
@@ -61,13 +63,22 @@ WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2
 
 @dataclass(frozen=True, slots=True)
 class Writer:
-    """A transaction that holds a write lock on a table; ``pid`` is None for a prepared one."""
+    """A transaction that holds a write lock on a table.
+
+    Attributes:
+        pid: None for a prepared transaction, and on a standby.
+        since: When it began; None where that is hidden from our role.
+        age: Seconds since then, by the server's clock.
+        state: As ``pg_stat_activity`` says it ("active", "idle in transaction"), or "prepared"; empty when unknown.
+    """
 
     virtual_transaction: str
     table: TableId
     pid: int | None
     application: str
     since: datetime | None
+    age: float | None = None
+    state: str = ""
 
 
 def writers(connection: Connection, tables: Sequence[TableSchema]) -> list[Writer]:
@@ -77,7 +88,10 @@ def writers(connection: Connection, tables: Sequence[TableSchema]) -> list[Write
     if running:
         return [Writer(xid, table, None, "on the primary", None) for xid in running for table in names.values()]
     rows = connection.execute(_WRITERS, {"tables": list(names), "modes": list(WRITE_MODES)}).fetchall()
-    return [Writer(str(vxid), names[root], pid, str(application), at) for vxid, root, pid, application, at in rows]
+    return [
+        Writer(str(vxid), names[root], pid, str(application), at, age, str(state))
+        for vxid, root, pid, application, at, age, state in rows
+    ]
 
 
 def take_fence(connection: Connection, name: str) -> None:

@@ -12,7 +12,18 @@ from psycopg import sql
 
 from etl_dagster.errors import ErrorKind, PublicationError, SlotError
 from etl_dagster.model import ChunkPlan, Column, Lsn, Slice, TableId, TableSchema
-from etl_dagster.postgres import catalog, chunks, locks, partitions, publication, slots, timelines, windows
+from etl_dagster.postgres import (
+    catalog,
+    chunks,
+    locks,
+    partitions,
+    planning,
+    publication,
+    ranges,
+    slots,
+    timelines,
+    windows,
+)
 from etl_dagster.postgres.config import SourceConfig
 from etl_dagster.postgres.copy_out import CopyOut
 from etl_dagster.postgres.sessions import Connection, Purpose, Sessions, abandon, fetch_one, is_cut_off
@@ -230,11 +241,11 @@ class PostgresSource:
 
     def plan_chunks(self, table: TableSchema, chunk_bytes: int, slices: Sequence[Slice] = ()) -> list[ChunkPlan]:
         with self._sessions.ordinary(f"cannot measure table {table.id}", table=str(table.id)) as connection:
-            return chunks.plan_chunks(connection, table, chunk_bytes, slices)
+            return planning.plan_chunks(connection, table, chunk_bytes, slices)
 
     def plan_ranges(self, table: TableSchema, column: Column, rows: int, after: str | None = None) -> list[str]:
         with self._sessions.ordinary(f"cannot measure table {table.id}", table=str(table.id)) as connection:
-            return chunks.plan_ranges(connection, table, column, rows, after)
+            return ranges.plan_ranges(connection, table, column, rows, after)
 
     @contextmanager
     def read_chunk(self, table: TableSchema, plan: ChunkPlan) -> Iterator[chunks.ChunkReader]:

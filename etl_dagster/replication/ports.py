@@ -61,6 +61,15 @@ class Writer(Protocol):
     def application(self) -> str: ...
     @property
     def since(self) -> datetime | None: ...
+    @property
+    def age(self) -> float | None:
+        """Seconds since then, by the server's clock."""
+        ...
+
+    @property
+    def state(self) -> str:
+        """Such as "active", "idle in transaction" or "prepared"; empty when unknown."""
+        ...
 
 
 class RelationFile(Protocol):

@@ -26,6 +26,11 @@ def published(source: PostgresSource, name: str = "t", schema: str = "public") -
     return source.tables()[TableId(schema, name)]
 
 
+def whole(table: TableSchema) -> ChunkPlan:
+    """All of a table in one chunk."""
+    return ChunkPlan(table.oid, 0, 0, None, 0)
+
+
 def read_all(source: PostgresSource, table: TableSchema, chunk_bytes: int = 1 << 20) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for plan in source.plan_chunks(table, chunk_bytes):
@@ -88,11 +93,11 @@ def test_a_rewrite_shows_in_the_filenode(connect: Connect, source: PostgresSourc
     admin.execute("create table t(id int primary key); insert into t select generate_series(1, 100)")
     table = published(source)
     (plan,) = source.plan_chunks(table, 1 << 20)
-    with source.read_chunk(table, plan.relation, 0, None) as reader:
+    with source.read_chunk(table, plan) as reader:
         list(reader)
         assert reader.filenode == plan.filenode != 0
     admin.execute("vacuum full t")
-    with source.read_chunk(table, plan.relation, 0, None) as reader:
+    with source.read_chunk(table, plan) as reader:
         assert sum(batch.num_rows for batch in reader) == 100
         assert reader.filenode != plan.filenode
 
@@ -182,7 +187,7 @@ def test_keys_of_many_types_find_their_rows(connect: Connect, make_source: MakeS
     source = make_source(through_libpq=through_libpq)
     table = published(source)
     everything = pa.Table.from_pylist([])
-    with source.read_chunk(table, table.oid, 0, None) as reader:
+    with source.read_chunk(table, whole(table)) as reader:
         everything = pa.Table.from_batches(list(reader))
     keys = everything.take(list(range(0, 12000, 2)))
 
@@ -224,12 +229,12 @@ def test_a_chunk_left_early_leaves_nothing_behind(connect: Connect, source: Post
         "insert into t select i, repeat('x', 200) from generate_series(1, 200000) i"
     )
     table = published(source)
-    with source.read_chunk(table, table.oid, 0, None) as reader:
+    with source.read_chunk(table, whole(table)) as reader:
         next(iter(reader))
 
     # What was ended or cancelled is gone once the lock can be had.
     admin.execute("set lock_timeout = '10s'; lock table t in access exclusive mode")
-    with source.read_chunk(table, table.oid, 0, 1) as reader:
+    with source.read_chunk(table, whole(table)) as reader:
         assert sum(batch.num_rows for batch in reader) > 0
 
 
@@ -238,10 +243,10 @@ def test_a_table_dropped_meanwhile_concerns_that_table(connect: Connect, source:
     admin.execute("create table t(id int primary key, v int)")
     table = published(source)
     admin.execute("alter table t rename v to w")
-    with pytest.raises(EtlError) as renamed, source.read_chunk(table, table.oid, 0, None) as reader:
+    with pytest.raises(EtlError) as renamed, source.read_chunk(table, whole(table)) as reader:
         list(reader)
     admin.execute("drop table t")
-    with pytest.raises(EtlError) as dropped, source.read_chunk(table, table.oid, 0, None) as reader:
+    with pytest.raises(EtlError) as dropped, source.read_chunk(table, whole(table)) as reader:
         list(reader)
 
     assert (renamed.value.kind, renamed.value.table) == (ErrorKind.TABLE, "public.t")
@@ -255,11 +260,11 @@ def test_a_server_that_ends_the_session_is_unavailable(connect: Connect, source:
         "insert into t select i, repeat('x', 500) from generate_series(1, 200000) i"
     )
     table = published(source)
-    with pytest.raises(EtlError) as ended, source.read_chunk(table, table.oid, 0, None) as reader:
+    with pytest.raises(EtlError) as ended, source.read_chunk(table, whole(table)) as reader:
         _read_with_end_amid(reader, admin)
 
     assert ended.value.kind is ErrorKind.SOURCE_UNAVAILABLE
-    with source.read_chunk(table, table.oid, 0, 1) as reader:
+    with source.read_chunk(table, whole(table)) as reader:
         assert sum(batch.num_rows for batch in reader) > 0
 
 
@@ -316,7 +321,7 @@ def test_replaced_values_are_counted_by_column(connect: Connect, source: Postgre
     )
     table = with_policy(published(source), ValuePolicy.NULL)
 
-    with source.read_chunk(table, table.oid, 0, None) as reader:
+    with source.read_chunk(table, whole(table)) as reader:
         rows = [row for batch in reader for row in batch.to_pylist()]
         assert reader.replaced == {"n": 2, "m": 1}
 
@@ -366,7 +371,7 @@ def test_a_changelog_is_copied_in_one_chunk(
         rows = [row for batch in reader for row in batch.to_pylist()]
         assert reader.filenode == plan.filenode == 0
 
-    assert plan == ChunkPlan(table.oid, 0, 0, None, plan.rows)
+    assert plan == ChunkPlan(table.oid, 0, 0, None, plan.rows, plan.bytes)
     assert sorted(row["id"] for row in rows) == list(range(count))
     assert [int(part) > 0 for part in snapshot.split(":")[:2]] == [True, True]
 
@@ -380,7 +385,7 @@ def test_no_truncate_comes_between_the_snapshot_of_a_changelog_and_its_rows(
     admin.execute("set lock_timeout = '50ms'")
     table = as_changelog(published(source, name))
 
-    with source.read_chunk(table, table.oid, 0, None) as reader:
+    with source.read_chunk(table, whole(table)) as reader:
         with pytest.raises(psycopg.errors.LockNotAvailable):
             admin.execute(f"truncate {'r21' if name == 'r' else 't'}".encode())
         assert sum(batch.num_rows for batch in reader) == 20

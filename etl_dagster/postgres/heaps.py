@@ -1,0 +1,96 @@
+"""The heaps that hold a table's rows, its own or those of its leaf partitions, as they are measured before a copy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from psycopg import sql
+
+from etl_dagster.errors import TableError
+from etl_dagster.model import TableSchema
+from etl_dagster.postgres.sessions import Connection
+
+# Each heap is looked up by itself: the planner takes a tree to have a thousand members, and would read all of pg_class.
+_HEAPS = """
+SELECT c.*, current_setting('block_size')::int FROM (
+    SELECT %(table)s::oid AS oid UNION SELECT relid FROM pg_partition_tree(%(table)s) WHERE isleaf
+) member CROSS JOIN LATERAL (
+    SELECT c.oid, n.nspname, c.relname, coalesce(pg_relation_filenode(c.oid), 0),
+           coalesce(pg_relation_size(c.oid), 0) / current_setting('block_size')::int,
+           CASE WHEN c.relpages > 0 AND c.reltuples > 0 THEN c.reltuples / c.relpages ELSE 0 END
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.oid = member.oid AND c.relkind = 'r' OFFSET 0
+) c
+"""
+_NAME = """
+SELECT n.nspname, c.relname, c.relkind = 'p'
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = %s
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Heap:
+    """One heap.
+
+    Attributes:
+        density: Rows in a block, as the last VACUUM or ANALYZE found; 0 when there was none yet.
+    """
+
+    relation: int
+    schema: str
+    name: str
+    filenode: int
+    blocks: int
+    density: float
+    block_size: int
+
+    @property
+    def rows(self) -> float:
+        """Rows expected."""
+        return self.density * self.blocks
+
+    @property
+    def bytes(self) -> int:
+        """Size of the file."""
+        return self.blocks * self.block_size
+
+    @property
+    def source(self) -> sql.Composable:
+        """What stands behind FROM."""
+        return sql.SQL("ONLY {}").format(sql.Identifier(self.schema, self.name))
+
+
+def read_heaps(connection: Connection, table: TableSchema) -> list[Heap]:
+    """The heaps of the table; none for a partitioned table without partitions.
+
+    Raises:
+        TableError: The table is gone.
+    """
+    heaps = [Heap(*row) for row in connection.execute(_HEAPS, {"table": table.oid})]
+    if not heaps:
+        name_of(connection, table, table.oid)  # it is there, only without partitions
+    return heaps
+
+
+def name_of(connection: Connection, table: TableSchema, oid: int) -> tuple[sql.Composable, bool]:
+    """The name of the table or of a partition of it, and whether it is partitioned itself.
+
+    Raises:
+        TableError: It is gone.
+    """
+    row = connection.execute(_NAME, [oid]).fetchone()
+    if row is None:
+        raise TableError(
+            f"table {table.id} or a partition of it no longer exists", hint="Copy it again", table=str(table.id)
+        )
+    return sql.Identifier(str(row[0]), str(row[1])), bool(row[2])
+
+
+def rows_of(connection: Connection, table: TableSchema, oid: int) -> sql.Composable:
+    """What stands behind FROM to read all rows of the table or of a partition of it, and no others.
+
+    Raises:
+        TableError: It is gone.
+    """
+    name, is_partitioned = name_of(connection, table, oid)
+    return name if is_partitioned else sql.SQL("ONLY {}").format(name)

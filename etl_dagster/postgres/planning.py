@@ -1,0 +1,232 @@
+"""Planning a copy: the parts of a table, or of slices of it, that are read one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from heapq import heappop, heappush
+from itertools import count
+from math import ceil
+from uuid import UUID
+
+from psycopg import sql
+
+from etl_dagster.model import ChunkPlan, Landing, Slice, TableSchema
+from etl_dagster.model.slices import TEXT_TYPES, TIME_TYPES
+from etl_dagster.postgres.explain import Explained, Scan, explain, explain_rows
+from etl_dagster.postgres.heaps import Heap, read_heaps, rows_of
+from etl_dagster.postgres.sessions import Connection, fetch_one
+from etl_dagster.postgres.slices import INTEGERS, UUID_OID, SliceColumn, merge, slice_column
+
+# Halves are as unlike as the values are, so a slice may take more cuts than there would be equal parts.
+_CUTS_PER_PART = 2
+# Looking up the ends of a slice pays where an index has them at hand; anything else reads the slice.
+_LOOK_UP_SHARE = 0.1
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# Years 1 to 9999; values beyond are in the outermost parts all the same.
+_FIRST, _LAST = Decimal(-62_135_596_800), Decimal(253_402_300_799)
+_DAY_SECONDS = 86_400
+_DATE, _TIMESTAMPTZ = 1082, 1184
+
+
+def plan_chunks(
+    connection: Connection, table: TableSchema, chunk_bytes: int, slices: Sequence[Slice] = ()
+) -> list[ChunkPlan]:
+    """Parts that together cover the table or the slices of it, largest first.
+
+    A table that lands as a changelog is one part, read as a whole under one snapshot: which changes are in a row that
+    was copied is then known exactly.
+    """
+    heaps = read_heaps(connection, table)
+    if table.landing is Landing.CHANGELOG:
+        return [ChunkPlan(table.oid, 0, 0, None, round(sum(h.rows for h in heaps)), sum(h.bytes for h in heaps))]
+    plans = (
+        _plan_slices(connection, table, heaps, chunk_bytes, slices)
+        if slices
+        else [plan for heap in heaps for plan in _block_ranges(heap, chunk_bytes, heap.rows)]
+    )
+    return sorted(plans, key=lambda plan: plan.bytes, reverse=True)
+
+
+def _block_ranges(heap: Heap, chunk_bytes: int, rows: float, slices: Sequence[Slice] = ()) -> Iterator[ChunkPlan]:
+    step = max(1, chunk_bytes // heap.block_size)
+    starts = range(0, max(1, heap.blocks), step)
+    for first in starts:
+        last = first + step if first != starts[-1] else None
+        blocks = min(step, heap.blocks - first)
+        expected = round(rows * blocks / max(1, heap.blocks))
+        yield ChunkPlan(
+            heap.relation, heap.filenode, first, last, expected, blocks * heap.block_size, slices=tuple(slices)
+        )
+
+
+def _plan_slices(
+    connection: Connection, table: TableSchema, heaps: Sequence[Heap], chunk_bytes: int, slices: Sequence[Slice]
+) -> list[ChunkPlan]:
+    with connection.transaction():
+        # A chunk is read by one process, and the planner has to reckon with no more.
+        connection.execute("SET LOCAL max_parallel_workers_per_gather = 0")
+        planner = _SlicePlanner(connection, table, chunk_bytes, merge(table, slices))
+        plans = [plan for heap in heaps for plan in planner.plan(heap)]
+    # Where no partition can hold a row of the slices: rows that come later are in the stream.
+    return plans or [ChunkPlan(table.oid, 0, 0, None, 0, slices=tuple(planner.slices))]
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Part of a slice, the places of its least and greatest value, and the rows expected in it."""
+
+    slice: Slice
+    least: int
+    greatest: int
+    rows: int
+
+
+class _SlicePlanner:
+    """Plans the heaps of one table; what is read block by block is read once, whatever the number of slices."""
+
+    def __init__(self, connection: Connection, table: TableSchema, chunk_bytes: int, slices: Sequence[Slice]) -> None:
+        self.slices = slices
+        self._connection = connection
+        self._table = table
+        self._chunk_bytes = chunk_bytes
+        self._columns = {
+            attnum: SliceColumn(connection, table, slice_column(table, attnum))
+            for attnum in {part.attnum for part in slices}
+        }
+        source = rows_of(connection, table, table.oid)
+        self._all = _by_heap(explain_rows(connection, source, sql.SQL("true")))
+        self._wanted = [_by_heap(explain_rows(connection, source, self._condition(part))) for part in slices]
+
+    def plan(self, heap: Heap) -> Iterator[ChunkPlan]:
+        """The parts of one heap; none where it cannot hold a row of the slices."""
+        name = heap.schema, heap.name
+        reads = [(part, scans[name]) for part, scans in zip(self.slices, self._wanted, strict=True) if name in scans]
+        if not reads:
+            return
+        if name in self._all and self._is_read_by_index([scan for _, scan in reads], self._all[name]):
+            for part, scan in reads:
+                yield from self._cut(heap, part, scan)
+        else:
+            rows = sum(scan.rows for _, scan in reads)
+            yield from _block_ranges(heap, self._chunk_bytes, rows, [part for part, _ in reads])
+
+    def _is_read_by_index(self, scans: Sequence[Scan], everything: Scan) -> bool:
+        return all(scan.by_index for scan in scans) and sum(scan.cost for scan in scans) < everything.cost
+
+    def _condition(self, part: Slice) -> sql.Composable:
+        return self._columns[part.attnum].within(part)
+
+    def _expected(self, heap: Heap, part: Slice) -> int:
+        return sum(scan.rows for scan in explain_rows(self._connection, heap.source, self._condition(part)).scans)
+
+    def _bytes(self, heap: Heap, rows: int) -> int:
+        everything = self._all[heap.schema, heap.name]
+        return round(heap.bytes * min(1.0, rows / max(1, everything.rows)))
+
+    def _cut(self, heap: Heap, part: Slice, scan: Scan) -> Iterator[ChunkPlan]:
+        pieces = [(part, scan.rows)]
+        if self._bytes(heap, scan.rows) > self._chunk_bytes and (ends := self._ends(heap, part, scan)) is not None:
+            # Rows without a value cannot be cut; they go with the first piece.
+            valued = part.model_copy(update={"nulls": False})
+            rows = self._expected(heap, valued) if part.nulls else scan.rows
+            halves = self._halves(heap, _Part(valued, *ends, rows))
+            pieces = [
+                (piece.model_copy(update={"nulls": part.nulls}), expected + scan.rows - rows)
+                if piece.lower == part.lower
+                else (piece, expected)
+                for piece, expected in halves
+            ]
+        for piece, expected in pieces:
+            yield ChunkPlan(heap.relation, 0, 0, None, expected, self._bytes(heap, expected), slices=(piece,))
+
+    def _halves(self, heap: Heap, whole: _Part) -> list[tuple[Slice, int]]:
+        """Cut the largest part in two until none is too large; the planner knows how the values are distributed."""
+        order = count()  # parts of as many rows are not compared
+        most = _CUTS_PER_PART * ceil(self._bytes(heap, whole.rows) / self._chunk_bytes)
+        parts = [(-whole.rows, next(order), whole)]
+        done: list[_Part] = []
+        while parts:
+            _, _, part = heappop(parts)
+            if (
+                len(parts) + len(done) + 1 >= most
+                or self._bytes(heap, part.rows) <= self._chunk_bytes
+                or part.least >= part.greatest
+            ):
+                done.append(part)
+                continue
+            for half in self._halve(heap, part):
+                heappush(parts, (-half.rows, next(order), half))
+        return [(part.slice, part.rows) for part in done]
+
+    def _halve(self, heap: Heap, part: _Part) -> Iterator[_Part]:
+        oid = self._columns[part.slice.attnum].oid
+        middle = (part.least + part.greatest) // 2 + 1
+        bound = _text(middle, oid)
+        left = part.slice.model_copy(update={"upper": bound})
+        right = part.slice.model_copy(update={"lower": bound})
+        for half, least, greatest in ((left, part.least, middle - 1), (right, middle, part.greatest)):
+            yield _Part(half, least, greatest, self._expected(heap, half))
+
+    def _ends(self, heap: Heap, part: Slice, scan: Scan) -> tuple[int, int] | None:
+        """Places of the least and the greatest value of a slice; None where it cannot be cut sensibly."""
+        column = self._columns[part.attnum]
+        if column.oid in TEXT_TYPES:
+            return None
+        query = _ends_query(heap, column, part)
+        if explain(self._connection, query).cost > scan.cost * _LOOK_UP_SHARE:
+            if part.lower is None or part.upper is None:
+                return None
+            query = _places(column.oid, column.literal(part.lower), column.literal(part.upper))
+        least, greatest = fetch_one(self._connection, query.as_bytes(self._connection))
+        return None if least is None or greatest is None else (_place(least, column.oid), _place(greatest, column.oid))
+
+
+def _ends_query(heap: Heap, column: SliceColumn, part: Slice) -> sql.Composable:
+    wanted = column.within(part.model_copy(update={"nulls": False}))
+    if column.oid in TIME_TYPES:
+        wanted = sql.SQL("{} AND {} > {} AND {} < {}").format(
+            wanted, column.value, column.literal("-infinity"), column.value, column.literal("infinity")
+        )
+    # Not every version has min() and max() of all types.
+    ends = (
+        sql.SQL("(SELECT {0} FROM {1} AS t WHERE {2} ORDER BY {0} {3} LIMIT 1)").format(
+            column.value, heap.source, wanted, sql.SQL(direction)
+        )
+        for direction in ("ASC", "DESC")
+    )
+    return _places(column.oid, *ends)
+
+
+def _places(oid: int, *values: sql.Composable) -> sql.Composable:
+    """A query for what `_place` makes numbers of."""
+    place = sql.SQL("extract(epoch FROM {})" if oid in TIME_TYPES else "{}")
+    return sql.SQL("SELECT {}").format(sql.SQL(", ").join(map(place.format, values)))
+
+
+def _place(value: int | UUID | Decimal, oid: int) -> int:
+    """A number that grows with the value: of a time its microseconds, of a date its days."""
+    if isinstance(value, UUID):
+        return value.int
+    if oid not in TIME_TYPES:
+        return int(value)
+    seconds = max(_FIRST, min(_LAST, value))
+    return int(seconds) // _DAY_SECONDS if oid == _DATE else int(seconds * 1_000_000)
+
+
+def _text(place: int, oid: int) -> str:
+    """The value of a place."""
+    if oid == UUID_OID:
+        return str(UUID(int=place))
+    if oid in INTEGERS:
+        return str(place)
+    if oid == _DATE:
+        return (_EPOCH + timedelta(days=place)).date().isoformat()
+    moment = _EPOCH + timedelta(microseconds=place)
+    return (moment if oid == _TIMESTAMPTZ else moment.replace(tzinfo=None)).isoformat(" ")
+
+
+def _by_heap(explained: Explained) -> dict[tuple[str, str], Scan]:
+    return {(scan.schema, scan.name): scan for scan in explained.scans}

@@ -1,0 +1,138 @@
+"""Slices as conditions: which rows of a table lie in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from uuid import UUID
+
+from psycopg import sql
+
+from etl_dagster.errors import TableError
+from etl_dagster.model import Column, Slice, TableSchema
+from etl_dagster.model.slices import RANGE_TYPES, TEXT_TYPES, TIME_TYPES
+from etl_dagster.postgres.sessions import Connection
+
+INTEGERS = (21, 23, 20)
+UUID_OID = 2950
+# Each row is compared with every slice in turn up to so many; beyond, a search among all bounds is cheaper.
+_COMPARED_ONE_BY_ONE = 8
+_Place = tuple[int, bytes]
+_TYPES = RANGE_TYPES | TIME_TYPES | dict.fromkeys(TEXT_TYPES, "text")
+
+# Which fields tell the provider and its locale depends on the version. Provider b orders by code points whatever its
+# locale, which in its only encoding, UTF-8, is the order of the bytes; libc does so for C and POSIX alone.
+_BYTE_ORDER = """
+SELECT CASE WHEN c.collprovider = 'd' THEN
+           CASE d.row ->> 'datlocprovider' WHEN 'b' THEN true WHEN 'i' THEN false
+                ELSE d.row ->> 'datcollate' IN ('C', 'POSIX') END
+       ELSE c.collprovider = 'b' OR c.collprovider = 'c' AND c.collcollate IN ('C', 'POSIX') END
+FROM pg_attribute a JOIN pg_collation c ON c.oid = a.attcollation
+CROSS JOIN (SELECT to_jsonb(d) AS row FROM pg_database d WHERE datname = current_database()) d
+WHERE a.attrelid = %s AND a.attnum = %s
+"""
+
+
+class SliceColumn:
+    """A column that slices are cut by, as it is compared."""
+
+    def __init__(self, connection: Connection, table: TableSchema, column: Column) -> None:
+        self.oid = column.type.oid
+        self.value: sql.Composable = sql.Identifier("t", column.name)
+        if self.oid in TEXT_TYPES:
+            found = connection.execute(_BYTE_ORDER, [table.oid, column.attnum]).fetchone()
+            # An index serves only comparisons of its own collation, so it is named only where it changes the order.
+            if found is None or not found[0]:
+                self.value = sql.SQL('{} COLLATE "C"').format(self.value)
+
+    def literal(self, text: str) -> sql.Composable:
+        """A value of the column's type."""
+        return sql.SQL("{}::{}").format(sql.Literal(text), sql.Identifier(_TYPES[self.oid]))
+
+    def within(self, part: Slice) -> sql.Composable:
+        """The condition of one slice."""
+        bounds = [
+            sql.SQL("{} {} {}").format(self.value, sql.SQL(operator), self.literal(bound))
+            for operator, bound in ((">=", part.lower), ("<", part.upper))
+            if bound is not None
+        ]
+        if not bounds:
+            return sql.SQL("true") if part.nulls else sql.SQL("{} IS NOT NULL").format(self.value)
+        inside = sql.SQL(" AND ").join(bounds)
+        return sql.SQL("({} OR {} IS NULL)").format(inside, self.value) if part.nulls else inside
+
+    def within_any(self, parts: Sequence[Slice]) -> sql.Composable:
+        """The condition of slices that `merge` made."""
+        if len(parts) <= _COMPARED_ONE_BY_ONE:
+            return sql.SQL("({})").format(sql.SQL(" OR ").join(map(self.within, parts)))
+        bounds = [bound for part in parts for bound in (part.lower, part.upper) if bound is not None]
+        # Bounds open and close slices in turn, and a bucket is the number of bounds that lie at or below the value.
+        inside = sql.SQL("width_bucket({}, ARRAY[{}]) % 2 = {}").format(
+            self.value,
+            sql.SQL(", ").join(map(self.literal, bounds)),
+            sql.Literal(0 if parts[0].lower is None else 1),
+        )
+        if any(part.nulls for part in parts):
+            return sql.SQL("({} OR {} IS NULL)").format(inside, self.value)
+        return inside
+
+
+def slice_column(table: TableSchema, attnum: int) -> Column:
+    """The column that a slice of the table is cut by.
+
+    Raises:
+        TableError: The table has no such column any more.
+    """
+    for column in table.columns:
+        if column.attnum == attnum and column.type.oid in _TYPES:
+            return column
+    raise TableError(
+        f"table {table.id} has no column any more that it could be cut by into these slices",
+        hint="Choose another partition rule for the table, or ask for the slices that it has now",
+        table=str(table.id),
+    )
+
+
+def condition(connection: Connection, table: TableSchema, slices: Sequence[Slice]) -> sql.Composable:
+    """The condition of rows ``t`` that lie in any of these slices, of one table as `merge` made them."""
+    parts = [
+        SliceColumn(connection, table, slice_column(table, attnum)).within_any(list(group))
+        for attnum, group in groupby(slices, key=lambda part: part.attnum)
+    ]
+    return sql.SQL("({})").format(sql.SQL(" OR ").join(parts))
+
+
+def merge(table: TableSchema, slices: Iterable[Slice]) -> list[Slice]:
+    """The same rows in as few slices as can be: in order of column and bounds, apart from each other."""
+    merged: list[Slice] = []
+    for part in sorted(slices, key=lambda part: _begin(table, part)):
+        if merged and merged[-1].attnum == part.attnum and _touch(table, merged[-1], part):
+            merged[-1] = _join(table, merged[-1], part)
+        else:
+            merged.append(part)
+    return merged
+
+
+def _begin(table: TableSchema, part: Slice) -> tuple[int, bool, _Place]:
+    return part.attnum, part.lower is not None, (0, b"") if part.lower is None else _place(table, part, part.lower)
+
+
+def _touch(table: TableSchema, left: Slice, right: Slice) -> bool:
+    if left.upper is None or right.lower is None:
+        return True
+    return _place(table, left, left.upper) >= _place(table, right, right.lower)
+
+
+def _join(table: TableSchema, left: Slice, right: Slice) -> Slice:
+    upper = None
+    if left.upper is not None and right.upper is not None:
+        upper = max(left.upper, right.upper, key=lambda bound: _place(table, left, bound))
+    return left.model_copy(update={"upper": upper, "nulls": left.nulls or right.nulls})
+
+
+def _place(table: TableSchema, part: Slice, bound: str) -> _Place:
+    """Where a bound stands among those of its column; windows of time are written so that their texts are in order."""
+    oid = slice_column(table, part.attnum).type.oid
+    if oid in INTEGERS:
+        return int(bound), b""
+    return (UUID(bound).int, b"") if oid == UUID_OID else (0, bound.encode())
