@@ -61,10 +61,16 @@ def _show(config: Path, results: Sequence[CheckResult]) -> None:
     console = render.results_console()
     width = max(len(result.name) for result in results)
     for result in results:
-        mark = "[green]pass[/]" if result.passed else "[red]FAIL[/]"
+        mark = _mark(result)
         console.print(f"{mark}  {escape(result.name.ljust(width))}  {escape(result.detail)}", soft_wrap=True)
-        if not result.passed and result.todo:
+        if result.todo:
             console.print(f"      {' ' * width}  → {escape(result.todo)}", soft_wrap=True)
     failed = sum(not result.passed for result in results)
     verdict = f"{failed} of {len(results)} checks failed" if failed else f"all {len(results)} checks passed"
     console.print(f"\n{verdict}: {config}", markup=False)
+
+
+def _mark(result: CheckResult) -> str:
+    if not result.passed:
+        return "[red]FAIL[/]"
+    return "[yellow]note[/]" if result.todo else "[green]pass[/]"

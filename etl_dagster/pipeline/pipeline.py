@@ -24,7 +24,7 @@ from etl_dagster.errors import ConfigError, ErrorKind, EtlError, StateError
 from etl_dagster.model import Landing, Lsn, Slice, TableId, TableSchema
 from etl_dagster.pipeline.slices import TableSlices
 from etl_dagster.pipeline.status import Comparison, Pending, PipelineStatus, table_statuses
-from etl_dagster.postgres import CheckResult, PostgresSource, check, compare_table
+from etl_dagster.postgres import CheckResult, PostgresSource, check, check_slices, compare_table
 from etl_dagster.replication import LogReporter, Replicator, Reporter, Stop
 from etl_dagster.retry import Backoff, Retrier
 from etl_dagster.store import open_store
@@ -295,7 +295,8 @@ class Pipeline:
         tables = self._foreseen_tables()
         keys = {f"key of {name}": table.landing for name, table in tables.items()}
         source = [_as_it_lands(result, keys.get(result.name)) for result in check(self.config.source)]
-        return [*source, *self._check_choices(tables), self._check_store(), self._check_destination()]
+        choices = [*self._check_choices(tables), *self._check_partitions(tables)]
+        return [*source, *choices, self._check_store(), self._check_destination()]
 
     def compare(self) -> Mapping[TableId, Comparison]:
         """Compare every live table with its source, both ways; nothing may write to either meanwhile.
@@ -384,6 +385,10 @@ class Pipeline:
             return [CheckResult("choices", passed=True, detail="all that is chosen for tables names some", todo="")]
         todo = "Correct the name in the config, or publish the table"
         return [CheckResult("choices", passed=False, detail=problem, todo=todo) for problem in problems]
+
+    def _check_partitions(self, tables: Mapping[TableId, TableSchema]) -> list[CheckResult]:
+        rules = ((schema, self.config.choices.partitions(schema)) for _, schema in sorted(tables.items()))
+        return check_slices(self.config.source, [(schema, rule) for schema, rule in rules if rule is not None])
 
     def _check_store(self) -> CheckResult:
         try:

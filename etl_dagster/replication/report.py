@@ -14,6 +14,9 @@ from etl_dagster.store.base import TableRecord
 
 logger = logging.getLogger("etl_dagster")
 
+# Below, megabytes with one decimal say nothing.
+_WORTH_TELLING = 100_000
+
 
 @dataclass(frozen=True, slots=True)
 class BatchReport:
@@ -104,7 +107,7 @@ class CopyProgress:
         return f"{text}{self._volume()}, chunk {self.chunks_done} of {self.chunks_total}{self._barrier()}"
 
     def _volume(self) -> str:
-        if not self.bytes_total:
+        if self.bytes_total < _WORTH_TELLING:
             return ""
         parts = [f"{_megabytes(self.bytes_done)} of {_megabytes(self.bytes_total)} MB"]
         if rate := self.bytes_per_second:
