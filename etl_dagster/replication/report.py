@@ -162,21 +162,24 @@ class Reporter(Protocol):
 
 
 class LogReporter:
-    """Plain log lines."""
+    """Plain log lines, to the package's logger or another one."""
+
+    def __init__(self, to: logging.Logger = logger) -> None:
+        self._log = to
 
     def table_changed(self, record: TableRecord) -> None:
         reason = f": {record.reason}" if record.reason else ""
         level = logging.WARNING if record.state == "quarantined" else logging.INFO
-        logger.log(
+        self._log.log(
             level, "%s is %s%s%s", record.table, record.state, reason, f" — {record.hint}" if record.hint else ""
         )
 
     def copy_progressed(self, progress: CopyProgress) -> None:
-        logger.info("%s", progress)
+        self._log.info("%s", progress)
 
     def batch_applied(self, batch: BatchReport) -> None:
         if batch.total_changes:
-            logger.info(
+            self._log.info(
                 "applied %s changes of %s transactions up to %s, lag %.1f s",
                 f"{batch.total_changes:,}",
                 f"{batch.transactions:,}",
@@ -185,10 +188,10 @@ class LogReporter:
             )
 
     def schema_changed(self, table: TableId, schema: TableSchema, what: str) -> None:
-        logger.info("%s: %s", table, what)
+        self._log.info("%s: %s", table, what)
 
     def notice(self, message: str) -> None:
-        logger.warning("%s", message)
+        self._log.warning("%s", message)
 
 
 @dataclass(slots=True)
