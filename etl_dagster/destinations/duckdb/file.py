@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 # An attempt takes a millisecond, and a holder lets go for `sharing.PAUSE_SECONDS`.
-POLL_SECONDS = 0.05
+POLL_SECONDS = 0.03
 # Shorter waits are the ordinary case of taking turns, and nobody has to act.
 NOTICE_AFTER_SECONDS = 1.0
 NOTICE_EVERY_SECONDS = 15.0
@@ -79,6 +79,7 @@ class Turn:
     Args:
         meanwhile: What it means that we wait, for the log.
         hint: What to do when it has taken too long.
+        notice_after_seconds: When the log first says so.
     """
 
     def __init__(
@@ -88,12 +89,14 @@ class Turn:
         *,
         meanwhile: str = _WRITER_MEANWHILE,
         hint: str = _WRITER_HINT,
+        notice_after_seconds: float = NOTICE_AFTER_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._path = path
         self._timeout = timeout_seconds
         self._meanwhile = meanwhile
         self._hint = hint
+        self._notice_after = notice_after_seconds
         self._clock = clock
 
     def wait(self, opened: Callable[[], T]) -> T:
@@ -103,7 +106,7 @@ class Turn:
             DestinationError: Of kind ``DESTINATION_UNAVAILABLE`` when somebody has the file for too long.
         """
         began = self._clock()
-        notice = began + NOTICE_AFTER_SECONDS
+        notice = first = began + self._notice_after
         while True:
             try:
                 found = attempt(self._path, opened)
@@ -115,8 +118,8 @@ class Turn:
                     notice = self._clock() + NOTICE_EVERY_SECONDS
                 time.sleep(POLL_SECONDS)
             else:
-                if notice > began + NOTICE_AFTER_SECONDS:
-                    logger.warning("Got %s after %.1f s", self._path, self._clock() - began)
+                if notice > first:
+                    logger.info("Got %s after %.1f s", self._path, self._clock() - began)
                 return found
 
     def _too_long(self, held: Held) -> DestinationError:
@@ -153,5 +156,11 @@ def open_reader(path: str, timeout_seconds: float = READER_TIMEOUT_SECONDS) -> d
     require_duckdb()
     import duckdb
 
-    turn = Turn(path, timeout_seconds, meanwhile="it lets go between batches", hint=_READER_HINT)
+    turn = Turn(
+        path,
+        timeout_seconds,
+        meanwhile="it lets go between batches",
+        hint=_READER_HINT,
+        notice_after_seconds=NOTICE_EVERY_SECONDS,
+    )
     return turn.wait(lambda: duckdb.connect(path, read_only=True))

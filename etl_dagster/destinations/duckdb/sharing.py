@@ -12,18 +12,27 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from etl_dagster.destinations.duckdb.client import Client, connect
+from etl_dagster.destinations.duckdb.client import Client, connect, translated
 from etl_dagster.destinations.duckdb.config import DuckDbConfig
 from etl_dagster.errors import DestinationError
 
 # How long it stays closed at least: several attempts of one who waits.
-PAUSE_SECONDS = 0.25
+PAUSE_SECONDS = 0.2
 # To close and to open again takes some 50 ms, in which a change would wait: so not at every pause of the traffic.
 IDLE_SECONDS = 1.0
-# Work goes on so many times longer than letting go has cost it: 2.5 % of the time at most.
+# A copy goes on so many times longer than letting go has cost it: that is 2.5 % of its time.
 _WORK_PER_COST = 40
 # How long chunks wait, once those before them have ended, for what else uses the file: a batch, or a forgotten reader.
 _PATIENCE_SECONDS = 15.0
+_START_AGAIN = "Start the pipeline again: it copies afresh what the file lacks"
+
+
+_NEWEST = """
+WITH others AS (SELECT schema_name, table_name FROM _etl.owners WHERE pipeline <> '{owner}'),
+marks AS (FROM _etl.watermarks SELECT schema_name, table_name, lsn
+          UNION ALL FROM _etl.copies SELECT schema_name, table_name, lsn)
+SELECT coalesce(max(lsn), 0) FROM marks ANTI JOIN others USING (schema_name, table_name)
+"""
 
 
 class SharedFile:
@@ -37,6 +46,9 @@ class SharedFile:
         self._turn = threading.Condition(threading.RLock())
         self._client: Client | None = None
         self._started = False
+        self._owner = ""
+        # The newest of the pipeline's watermarks when it last let go; None before that.
+        self._left_at: int | None = None
         self._users: Counter[int] = Counter()
         self._staging = 0
         self._memory = config.memory_limit_bytes
@@ -53,8 +65,10 @@ class SharedFile:
         """The open file, for those who know that nobody closes it."""
         return self._client
 
-    def start(self) -> None:
-        """Allow uses."""
+    def start(self, owner: str = "") -> None:
+        """Allow uses, by a pipeline."""
+        self._owner = owner
+        self._left_at = None
         self._started = True
 
     def stop(self) -> None:
@@ -88,16 +102,16 @@ class SharedFile:
             if self._staging:
                 self._draining = True
             elif not self._users:
-                self._close()
+                self._let_go(self._client)
 
     def _is_due(self, idle: bool) -> bool:
         share, now = self._config.share_seconds, self._clock()
         if share is None:
             return False
         kept = now - self._opened_at
-        if self._staging or not idle:
+        if self._staging:
             return kept >= max(share, _WORK_PER_COST * self._cost)
-        return kept >= share or now - self._used_at >= IDLE_SECONDS
+        return kept >= share or (idle and now - self._used_at >= IDLE_SECONDS)
 
     def _enter(self, thread: int, staging: bool) -> Client:
         with self._turn:
@@ -131,29 +145,49 @@ class SharedFile:
                 del self._users[thread]
             self._staging -= staging
             self._used_at = self._clock()
-            if self._draining and not self._users:
-                self._close()
+            if self._draining and not self._users and self._client is not None:
+                self._let_go(self._client)
             elif self._draining and not self._staging and self._patient_until is None:
                 self._patient_until = self._clock() + _PATIENCE_SECONDS
                 self._turn.notify_all()
 
     def _open(self) -> Client:
-        if self._closed_at > float("-inf") and not Path(self._config.path).exists():
-            raise DestinationError(f"{self._config.path} is gone", hint="Start again: its tables are copied afresh")
+        if self._left_at is not None and not Path(self._config.path).exists():
+            raise DestinationError(f"{self._config.path} is gone", hint=_START_AGAIN)
         time.sleep(max(0.0, self._closed_at + PAUSE_SECONDS - self._clock()))
         self._client = connect(self._config, self._memory)
         self._opened_at = self._used_at = self._clock()
+        try:
+            self._require_the_same(self._client)
+        except BaseException:
+            self._close()
+            raise
         return self._client
 
+    def _require_the_same(self, client: Client) -> None:
+        if self._left_at is not None and self._newest(client) < self._left_at:
+            raise DestinationError(f"{self._config.path} is older than we left it", hint=_START_AGAIN)
+
+    def _let_go(self, client: Client) -> None:
+        began = self._clock() if self._waiting_since is None else self._waiting_since
+        try:
+            self._left_at = self._newest(client)
+        finally:
+            self._close()
+        self._cost = PAUSE_SECONDS + self._closed_at - began
+
+    def _newest(self, client: Client) -> int:
+        """The newest watermark of the pipeline's tables and copies, which nobody else may change."""
+        with translated("read the watermarks"):
+            found = client.main.rows(_NEWEST.format(owner=self._owner.replace("'", "''")))
+        return int(found[0][0])
+
     def _close(self) -> None:
-        began = self._clock()
-        since = self._waiting_since
         if self._client is not None:
             self._memory = self._client.memory
             self._client.close()
             self._client = None
             self._closed_at = self._clock()
-            self._cost = PAUSE_SECONDS + self._closed_at - (began if since is None else since)
         self._end_drain()
 
     def _end_drain(self) -> None:
