@@ -26,6 +26,7 @@ class SparingReporter(LogReporter):
     """Plain log lines for a few tables; where thousands get there at once, one line for all of them."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._period = 0.0
         self._lines = 0
         self._states: Counter[TableState] = Counter()
