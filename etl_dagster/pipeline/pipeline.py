@@ -429,7 +429,12 @@ def _as_it_lands(result: CheckResult, landing: Landing | None) -> CheckResult:
 
 def _may_begin_again(error: Exception) -> bool:
     """Cut connections take the fence along; what it protected is looked at afresh when the pipeline begins again."""
-    kinds = (ErrorKind.PIPELINE_BUSY, ErrorKind.SOURCE_UNAVAILABLE, ErrorKind.SLOT_BUSY)
+    kinds = (
+        ErrorKind.PIPELINE_BUSY,
+        ErrorKind.SOURCE_UNAVAILABLE,
+        ErrorKind.SLOT_BUSY,
+        ErrorKind.DESTINATION_UNAVAILABLE,
+    )
     return isinstance(error, EtlError) and error.kind in kinds
 
 
