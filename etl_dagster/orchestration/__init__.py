@@ -3,6 +3,7 @@
 from etl_dagster.orchestration.checks import HealthPolicy
 from etl_dagster.orchestration.definitions import build_replication_defs
 from etl_dagster.orchestration.parts import PipelineParts
+from etl_dagster.orchestration.pools import Pools
 from etl_dagster.orchestration.resources import (
     DestinationResource,
     DuckDBDestinationResource,
@@ -21,6 +22,7 @@ __all__ = [
     "HealthPolicy",
     "MemoryDestinationResource",
     "PipelineParts",
+    "Pools",
     "PostgresSourceResource",
     "ReplicationTranslator",
     "RetentionPolicy",

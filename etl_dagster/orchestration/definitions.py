@@ -11,15 +11,17 @@ from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import EtlError
 from etl_dagster.model import TableId, TableSchema
 from etl_dagster.orchestration.checks import HealthPolicy, build_checks, build_health, slot_spec
-from etl_dagster.orchestration.live_assets import MicroBatch, Tables
+from etl_dagster.orchestration.live_assets import MicroBatch
 from etl_dagster.orchestration.names import PIPELINE_TAG
+from etl_dagster.orchestration.partitions import WHOLE_TABLE
 from etl_dagster.orchestration.parts import PipelineParts
+from etl_dagster.orchestration.pools import Pools
 from etl_dagster.orchestration.resume import build_resume
 from etl_dagster.orchestration.retention import RetentionPolicy, build_retention
 from etl_dagster.orchestration.sensors import SensorSettings, build_sensor
 from etl_dagster.orchestration.session import build_session
-from etl_dagster.orchestration.sync_assets import build_sync_assets
-from etl_dagster.orchestration.translator import ReplicationTranslator, check_keys
+from etl_dagster.orchestration.sync_assets import BACKFILL_POLICY, TableSyncs
+from etl_dagster.orchestration.translator import ReplicationTranslator, Tables, check_keys
 from etl_dagster.pipeline import Pipeline
 
 if TYPE_CHECKING:  # what `dagster.define_asset_job` returns has no public name
@@ -31,7 +33,7 @@ logger = logging.getLogger("etl_dagster")
 
 # Each run costs some three seconds of processor time, and its end is when Dagster shows what it did.
 BATCH_BUDGET_SECONDS = 60.0
-_SENSOR, _RETENTION, _HEALTH = SensorSettings(), RetentionPolicy(), HealthPolicy()
+_SENSOR, _RETENTION, _HEALTH, _POOLS = SensorSettings(), RetentionPolicy(), HealthPolicy(), Pools()
 
 
 def build_replication_defs(
@@ -44,6 +46,8 @@ def build_replication_defs(
     retention: RetentionPolicy = _RETENTION,
     health: HealthPolicy = _HEALTH,
     schedules_running: bool = True,
+    backfill_policy: dg.BackfillPolicy = BACKFILL_POLICY,
+    pools: Pools = _POOLS,
 ) -> dg.Definitions:
     """Definitions of one pipeline; merge those of several with `dagster.Definitions.merge`.
 
@@ -58,6 +62,8 @@ def build_replication_defs(
         retention: What is kept of old runs.
         health: When the pipeline counts as unwell.
         schedules_running: Retention and health schedules are on from the start.
+        backfill_policy: How many partitions of a table one run of a backfill copies.
+        pools: Names of the concurrency pools that copies take part in.
     """
     parts = PipelineParts.of(config)
     translator = translator or ReplicationTranslator(parts.name, parts.destination_kind)
@@ -65,13 +71,14 @@ def build_replication_defs(
     check_keys(translator, known)
     status = dg.DefaultScheduleStatus.RUNNING if schedules_running else dg.DefaultScheduleStatus.STOPPED
     batch = MicroBatch(parts, translator, known, batch_budget_seconds)
-    job = _micro_batch_job(batch)
+    names = pools.of(parts)
+    syncs = TableSyncs(parts, translator, known, names, backfill_policy).assets() if known else None
     checks = build_checks(parts, translator, health)
     keys = [key for table in known for key in (translator.live_key(table), translator.sync_key(table))]
     return dg.Definitions(
-        assets=[*_specs(parts, translator, known), *_table_assets(batch)],
+        assets=[*_specs(parts, translator, known), *([batch.assets(), syncs] if syncs else [])],
         asset_checks=[checks],
-        jobs=[job, *_sync_jobs(batch), build_resume(parts, translator)],
+        jobs=[_micro_batch_job(batch), *_sync_jobs(parts, syncs), build_resume(parts, translator, names.source)],
         schedules=[
             build_retention(parts, keys, retention, status),
             build_health(parts, checks, health, status),
@@ -104,12 +111,6 @@ def _specs(parts: PipelineParts, translator: ReplicationTranslator, tables: Tabl
     return [slot_spec(parts, translator), *(translator.source_spec(*item) for item in tables.items())]
 
 
-def _table_assets(batch: MicroBatch) -> list[dg.AssetsDefinition]:
-    if not batch.tables:
-        return []
-    return [batch.assets(), build_sync_assets(batch.parts, batch.translator, batch.tables)]
-
-
 def _micro_batch_job(batch: MicroBatch) -> "Job":
     """Over the live tables; over the bare ops while no table is known, so that the first run can find them."""
     names, tags = batch.parts.names, {PIPELINE_TAG: batch.parts.name}
@@ -123,16 +124,17 @@ def _micro_batch_job(batch: MicroBatch) -> "Job":
     return dg.define_asset_job(names.micro_batch, selection=selection, description=about, tags=tags)
 
 
-def _sync_jobs(batch: MicroBatch) -> "list[Job]":
-    """A job to schedule re-syncs with; needs one partitions definition for all tables, as the plain translator has."""
-    definitions = {batch.translator.partitions(table) for table in batch.tables}
-    if len(definitions) != 1:
+def _sync_jobs(parts: PipelineParts, syncs: dg.AssetsDefinition | None) -> "list[Job]":
+    """A job that copies all tables without a partition rule; Dagster wants one partitions definition for a job."""
+    specs = syncs.specs if syncs else ()
+    whole = [spec.key for spec in specs if spec.partitions_def == dg.StaticPartitionsDefinition([WHOLE_TABLE])]
+    if not whole:
         return []
-    keys = [batch.translator.sync_key(table) for table in batch.tables]
-    about = f"Fresh copies of all tables of pipeline {batch.parts.name}"
-    tags = {PIPELINE_TAG: batch.parts.name}
     return [
         dg.define_asset_job(
-            batch.parts.names.sync_job, selection=dg.AssetSelection.assets(*keys), description=about, tags=tags
+            parts.names.sync_job,
+            selection=dg.AssetSelection.assets(*whole),
+            description=f"Fresh copies of all tables of pipeline {parts.name} that have no partition rule",
+            tags={PIPELINE_TAG: parts.name},
         )
     ]

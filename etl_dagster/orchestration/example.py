@@ -5,10 +5,14 @@ pipeline of your own in ``ETL_DAGSTER_CONFIG``, which is then opened instead.
 """
 
 import os
+from datetime import date
 from pathlib import Path
 
 import dagster as dg
 
+from etl_dagster.model import KeyRanges, TableChoices, TimeWindows
+from etl_dagster.model.choices import TableChoice
+from etl_dagster.model.slices import Every
 from etl_dagster.orchestration.definitions import build_replication_defs
 from etl_dagster.orchestration.from_environment import CONFIG_VARIABLE
 from etl_dagster.orchestration.parts import PipelineParts
@@ -27,6 +31,14 @@ EXAMPLE = PipelineParts(
     source=PostgresSourceResource(host="127.0.0.1", port=5432, database="postgres", user="postgres", schemas=[SCHEMA]),
     destination=DuckDBDestinationResource(path=str(FOLDER / "warehouse.duckdb")),
     store=StoreResource(path=str(FOLDER / "state.sqlite")),
+    choices=TableChoices(
+        tables={
+            f"{SCHEMA}.orders": TableChoice(
+                partitions=TimeWindows(column="placed_at", every=Every.DAY, start=date(2026, 1, 1))
+            ),
+            f"{SCHEMA}.order_items": TableChoice(partitions=KeyRanges(column="order_id", rows=100_000)),
+        }
+    ),
 )
 
 
@@ -41,5 +53,9 @@ def defs() -> dg.Definitions:
         sensor=SensorSettings(running=False),
         schedules_running=False,
     )
-    nightly = build_resync_schedule(EXAMPLE.name, [f"{SCHEMA}.stock"], "30 3 * * *", running=False)
-    return dg.Definitions.merge(replication, dg.Definitions(schedules=[nightly]))
+    schedules = [
+        build_resync_schedule(EXAMPLE, [f"{SCHEMA}.stock"], "30 3 * * *", running=False),
+        # The orders of yesterday once more, every night.
+        build_resync_schedule(EXAMPLE, [f"{SCHEMA}.orders"], "45 3 * * *", name="example__orders", running=False),
+    ]
+    return dg.Definitions.merge(replication, dg.Definitions(schedules=schedules))

@@ -11,18 +11,19 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
-from etl_dagster.model import Lsn, TableId, TableSchema
-from etl_dagster.orchestration.metadata import live_metadata
+from etl_dagster.model import Lsn, TableId
+from etl_dagster.orchestration.metadata import TableCopy, live_metadata
 from etl_dagster.orchestration.names import HELD_TAG, UNTIL_TAG
+from etl_dagster.orchestration.partitions import publish_ranges
 from etl_dagster.orchestration.parts import PipelineParts
-from etl_dagster.orchestration.reporting import Event, RunReport, log_event
+from etl_dagster.orchestration.reporting import Event, RunReport, log_event, partition_events
 from etl_dagster.orchestration.session import ReplicationSession, enter_session, errors_as_failures
 from etl_dagster.orchestration.succession import bury_dead, hand_over
-from etl_dagster.orchestration.translator import ReplicationTranslator, output_name
+from etl_dagster.orchestration.translator import ReplicationTranslator, Tables, output_name, ranges_of
+from etl_dagster.orchestration.wide_graph import assets_of, chain
 from etl_dagster.store import TableState
 
 TRUNCATE, BULK_WRITE, EVENT_WRITE = "truncate_tables", "write_table_rows", "write_events"
-Tables = Mapping[TableId, TableSchema | None]
 Events = Iterator[dg.Output[None]]
 
 
@@ -41,39 +42,17 @@ class MicroBatch:
 
     def graph(self) -> dg.GraphDefinition:
         """truncate_tables -> write_table_rows -> write_events, with an output for every live table."""
-        return dg.GraphDefinition(
-            name=self.parts.names.live,
-            description=f"Micro-batch of pipeline {self.parts.name}",
-            node_defs=[self._truncate(), self._bulk_write(), self._event_write()],
-            dependencies={
-                self._node(TRUNCATE): {},
-                self._node(BULK_WRITE): {"start": dg.DependencyDefinition(TRUNCATE)},
-                self._node(EVENT_WRITE): {"start": dg.DependencyDefinition(BULK_WRITE)},
-            },
-            output_mappings=[dg.OutputMapping(name, EVENT_WRITE, name) for name in self._outputs()],
-        )
+        steps = {TRUNCATE: self._truncate(), BULK_WRITE: self._bulk_write(), EVENT_WRITE: self._event_write()}
+        return chain(self.parts.names.live, f"Micro-batch of pipeline {self.parts.name}", steps, self._outputs())
 
     def assets(self) -> dg.AssetsDefinition:
         """The live tables."""
-        outputs = self._outputs()
-        assets = dg.AssetsDefinition.from_graph(
-            self.graph(),
-            keys_by_output_name={name: self.translator.live_key(table) for name, table in outputs.items()},
-            # Said here alone: as inputs of the graph they would make each run of a thousand tables four seconds longer.
-            internal_asset_deps={
-                output_name(self.translator.live_key(table)): {self.translator.sync_key(table)} for table in self.tables
-            },
-            can_subset=True,
-        )
-        specs = {spec.key: spec for spec in (self.translator.live_spec(*item) for item in self.tables.items())}
-        return assets.map_asset_specs(lambda spec: specs[spec.key])
+        specs = {name: self.translator.live_spec(table, self.tables[table]) for name, table in self._outputs().items()}
+        return assets_of(self.graph(), specs)
 
     def _op_name(self, step: str) -> str:
         """Two ops of one name must not meet in a code location of several pipelines."""
         return f"{self.parts.names.group}__{step}"
-
-    def _node(self, step: str) -> dg.NodeInvocation:
-        return dg.NodeInvocation(self._op_name(step), alias=step)
 
     def _outputs(self) -> Mapping[str, TableId]:
         return {output_name(self.translator.live_key(table)): table for table in self.tables}
@@ -124,38 +103,45 @@ class MicroBatch:
             session = enter_session(context, self.parts)
             until = context.run.tags.get(UNTIL_TAG)
             with errors_as_failures():
-                events = list(self._write(context, session, Lsn.parse(until) if until else None))
+                work = self._write(context, session, Lsn.parse(until) if until else None)
                 # Telling Dagster takes up to a tenth of a second for each table; the successor need not wait for it.
                 session.release()
-            for event in events:
-                if isinstance(event, dg.Output):
-                    yield event
-                else:
-                    log_event(context, event)
+            yield from self._told(context, session, work)
 
         return write_events
 
-    def _write(
-        self, context: dg.OpExecutionContext, session: ReplicationSession, until: Lsn | None
-    ) -> Iterator[dg.Output[None] | Event]:
-        """Apply the stream, and tell what came of it."""
+    def _write(self, context: dg.OpExecutionContext, session: ReplicationSession, until: Lsn | None) -> "_Work":
+        """Apply the stream, and note what came of it."""
         replicator = session.replicator()
         if replicator is None:
-            yield from self._report_others_work(context, session, until)
-            return
+            return _Work([], list(self._others_work(context, session, until)), held=False)
         budget = context.op_config["budget_seconds"] if until else 0.0
         replicator.apply(until=until, budget_seconds=budget)
         if budget:
             hand_over(context, self.parts.name, replicator, session.summary)
         for run_id in bury_dead(context.instance, self.parts.name, context.run_id, datetime.now(UTC)):
             context.log.warning("Run %s was taken for active, but its process is gone", run_id)
-        yield from self._report(context, RunReport(self.translator, session, replicator))
+        report = RunReport(self.translator, session, replicator)
+        return _Work(report.copies(), list(self._report(context, report)), held=True)
+
+    def _told(
+        self, context: dg.OpExecutionContext, session: ReplicationSession, work: "_Work"
+    ) -> Iterator[dg.Output[None]]:
+        """What Dagster is to know: partitions, copies, live tables, in this order."""
+        if work.held:
+            copied = {copy.table: copy.schema for copy in work.copies}
+            ranges = ranges_of(self.translator, self.parts.choices, {**self.tables, **copied})
+            publish_ranges(context, session.pipeline, ranges, copied)
+        for event in (*partition_events(session, self.translator, work.copies, {}), *work.events):
+            if isinstance(event, dg.Output):
+                yield event
+            else:
+                log_event(context, event)
 
     def _report(self, context: dg.OpExecutionContext, report: RunReport) -> Iterator[dg.Output[None] | Event]:
         """Materialize what changed, and what was asked for by hand."""
         selected = self._outputs_of(context.selected_output_names)
         by_hand = [t for t in selected.values() if UNTIL_TAG not in context.run.tags and report.is_live(t)]
-        yield from report.copy_events()
         for table in dict.fromkeys([*report.changed(), *by_hand]):
             name = output_name(self.translator.live_key(table))
             if name in selected:
@@ -164,9 +150,7 @@ class MicroBatch:
                 yield report.live_event(table)
         yield from report.pipeline_events()
 
-    def _report_others_work(
-        self, context: dg.OpExecutionContext, session: ReplicationSession, until: Lsn | None
-    ) -> Events:
+    def _others_work(self, context: dg.OpExecutionContext, session: ReplicationSession, until: Lsn | None) -> Events:
         """Materialize what was asked for by hand and another process brought; a run of the sensor leaves it to that."""
         if until is not None:
             return
@@ -179,6 +163,19 @@ class MicroBatch:
     def _outputs_of(self, names: Iterable[str]) -> Mapping[str, TableId]:
         outputs = self._outputs()
         return {name: outputs[name] for name in names}
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a run did, taken down while it held the pipeline.
+
+    Attributes:
+        held: It held the pipeline; otherwise another process does what is to do.
+    """
+
+    copies: Sequence[TableCopy]
+    events: Sequence[dg.Output[None] | Event]
+    held: bool
 
 
 def selection_for(

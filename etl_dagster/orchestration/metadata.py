@@ -1,13 +1,17 @@
 """What a materialization says: row counts, column schema, LSN range, lag. Never a row's values."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 import dagster as dg
 
-from etl_dagster.model import Column, Lsn, TableSchema
+from etl_dagster.model import Lsn, TableId, TableSchema
 from etl_dagster.orchestration.names import LANDING_TAG
-from etl_dagster.replication.report import RunSummary, TableSummary
+from etl_dagster.replication import CopyProgress, RunSummary, TableSummary
+from etl_dagster.store import TableRecord
 
 Metadata = Mapping[str, Any]
 
@@ -16,18 +20,23 @@ def column_schema(schema: TableSchema) -> dg.TableSchema:
     """The table's columns as Dagster shows them."""
     key = ", ".join(column.name for column in schema.key)
     return dg.TableSchema(
-        columns=[_column(column, sole=len(schema.key) == 1) for column in schema.columns],
+        columns=[
+            _column(
+                column.name, column.type.name, column.nullable, column.key_ordinal is not None, len(schema.key) == 1
+            )
+            for column in schema.columns
+        ],
         constraints=dg.TableConstraints(other=[f"primary key ({key})"] if key else ["no key"]),
     )
 
 
-def _column(column: Column, sole: bool) -> dg.TableColumn:
-    key = column.key_ordinal is not None
+@lru_cache(maxsize=10_000)  # most tables have an id and a time of creation
+def _column(name: str, kind: str, nullable: bool, key: bool, sole: bool) -> dg.TableColumn:
     return dg.TableColumn(
-        column.name,
-        type=column.type.name,
+        name,
+        type=kind,
         constraints=dg.TableColumnConstraints(
-            nullable=column.nullable, unique=key and sole, other=["primary key"] if key else []
+            nullable=nullable, unique=key and sole, other=["primary key"] if key else []
         ),
     )
 
@@ -46,14 +55,58 @@ def live_metadata(
     return found | _replaced(replaced) | _rows(rows) | _columns(schema)
 
 
-def sync_metadata(
-    rows: int | None, schema: TableSchema | None, position: Lsn | None, seconds: float, replaced: Mapping[str, int]
-) -> Metadata:
-    """Of a finished copy."""
-    found: dict[str, object] = {"etl/lsn_end": str(position), "etl/seconds": round(seconds, 3)}
-    if rows is not None:
-        found |= {"dagster/partition_row_count": rows, "etl/rows_per_second": round(rows / max(seconds, 0.001))}
-    return found | _replaced(replaced) | _rows(rows) | _columns(schema)
+@dataclass(frozen=True)
+class TableCopy:
+    """A copy that is finished, of a whole table or of slices.
+
+    Attributes:
+        progress: How it went; None when another process made it.
+        position: What the destination has by now.
+        started_at: When the run began.
+    """
+
+    record: TableRecord
+    progress: CopyProgress | None
+    schema: TableSchema | None
+    position: Lsn | None
+    started_at: datetime
+
+    @property
+    def table(self) -> TableId:
+        """Whose copy."""
+        return self.record.table
+
+    @property
+    def slices(self) -> Sequence[str]:
+        """Those that were copied; none: the whole table was."""
+        return () if self.progress is None else self.progress.slices
+
+
+def sync_metadata(copy: TableCopy, partitions: Sequence[str], whole: bool) -> Metadata:
+    """Of a finished copy of these partitions, which may be the whole table."""
+    seconds = (copy.record.updated_at - copy.started_at).total_seconds()
+    found: dict[str, object] = {"etl/lsn_end": str(copy.position), "etl/seconds": round(seconds, 3)}
+    if (rows := copy.record.rows) is not None:
+        found |= {"etl/copied_rows": rows, "etl/rows_per_second": round(rows / max(seconds, 0.001))}
+        found |= _rows(rows) if whole else {}
+        found |= {"dagster/partition_row_count": rows} if len(partitions) == 1 else {}
+    volume = {} if copy.progress is None else _volume(copy.progress)
+    return found | _partitions(partitions) | volume | _replaced(copy.record.replaced) | _columns(copy.schema)
+
+
+def _partitions(names: Sequence[str]) -> dict[str, object]:
+    if len(names) == 1:
+        return {}
+    return {"etl/partitions": len(names), "etl/first_partition": names[0], "etl/last_partition": names[-1]}
+
+
+def _volume(copy: CopyProgress) -> dict[str, object]:
+    return {
+        "etl/copied_bytes": copy.bytes_done,
+        "etl/bytes_per_second": round(copy.bytes_per_second),
+        "etl/copy_seconds": round(copy.seconds, 3),
+        "etl/barrier_seconds": round(copy.barrier_seconds, 3),
+    }
 
 
 def run_metadata(summary: RunSummary, position: Lsn) -> Metadata:

@@ -44,7 +44,7 @@ class PipelineNames:
 
     @property
     def sync(self) -> str:
-        """The op behind the table syncs."""
+        """The graph behind the table syncs."""
         return f"{self.group}__sync"
 
     @property
@@ -76,11 +76,6 @@ class PipelineNames:
     def health(self) -> str:
         """Job that runs the asset checks."""
         return f"{self.group}__health"
-
-    @property
-    def pool(self) -> str:
-        """Concurrency pool of everything that copies from the source."""
-        return f"etl_source_{self.group}"
 
     @property
     def source(self) -> str:

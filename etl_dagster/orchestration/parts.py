@@ -82,6 +82,22 @@ class PipelineParts:
         """
         return self._assemble({key: _resolved(part) for key, part in self.as_resources().items()})
 
+    def source_now(self) -> SourceConfig:
+        """The source, with environment variables resolved now.
+
+        Raises:
+            ConfigError: A variable is not set.
+        """
+        found = config_of(_resolved(self.source))
+        assert isinstance(found, SourceConfig)
+        return found
+
+    def destination_now(self) -> DestinationConfig:
+        """The destination, likewise."""
+        found = config_of(_resolved(self.destination))
+        assert isinstance(found, DestinationConfig)
+        return found
+
     def _assemble(self, parts: Mapping[str, object]) -> PipelineConfig:
         return PipelineConfig.model_validate(
             {

@@ -7,16 +7,17 @@ import dagster as dg
 from etl_dagster.model import TableId
 from etl_dagster.orchestration.names import PIPELINE_TAG
 from etl_dagster.orchestration.parts import PipelineParts
+from etl_dagster.orchestration.reporting import log_event
 from etl_dagster.orchestration.session import PATIENCE_SECONDS, ReplicationSession, enter_session, errors_as_failures
-from etl_dagster.orchestration.sync_assets import report_bystanders, see_through
+from etl_dagster.orchestration.sync_assets import bystander_events, see_through
 from etl_dagster.orchestration.translator import ReplicationTranslator
 from etl_dagster.store import TableState
 
 _TABLES = {"tables": dg.Field([str], description="Quarantined tables, schema.table")}
 
 
-def build_resume(parts: PipelineParts, translator: ReplicationTranslator) -> dg.JobDefinition:
-    """The job, whose whole config is ``tables``."""
+def build_resume(parts: PipelineParts, translator: ReplicationTranslator, pool: str) -> dg.JobDefinition:
+    """The job, whose whole config is ``tables``; it takes its turn in the source's pool."""
     op_name = f"{parts.names.resume}_tables"
 
     @dg.op(
@@ -24,17 +25,17 @@ def build_resume(parts: PipelineParts, translator: ReplicationTranslator) -> dg.
         config_schema=_TABLES,
         out=dg.Out(dg.Nothing),
         required_resource_keys={parts.names.session},
-        pool=parts.names.pool,
+        pool=pool,
     )
     def resume_tables(context: dg.OpExecutionContext) -> None:
         """Ask for the tables to go on, and see them through."""
         session = enter_session(context, parts)
         wanted = [TableId.parse(name) for name in context.op_config["tables"]]
         with errors_as_failures():
-            for table in wanted:
-                session.pipeline.request_resume(table)
-            see_through(session, wanted, PATIENCE_SECONDS)
-            report_bystanders(context, session, translator, also=wanted)
+            asked = [session.pipeline.request_resume(table) for table in wanted]
+            see_through(session, lambda: all(map(session.pipeline.is_done, asked)), PATIENCE_SECONDS)
+            for event in bystander_events(session, translator, also=wanted):
+                log_event(context, event)
             _require_back(session, wanted)
 
     @dg.job(

@@ -1,45 +1,105 @@
-"""A schedule that copies tables afresh, for instance every night."""
+"""A schedule that copies tables afresh, or one time window of each, for instance every night."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
 
 import dagster as dg
 
-from etl_dagster.model import TableId
+from etl_dagster.config import PipelineConfig
+from etl_dagster.errors import ConfigError
+from etl_dagster.model import KeyRanges, TableId
 from etl_dagster.orchestration.names import PIPELINE_TAG, PipelineNames
-from etl_dagster.orchestration.translator import WHOLE_TABLE, ReplicationTranslator
+from etl_dagster.orchestration.partitions import WHOLE_TABLE, Definition, Rule, partitions_for
+from etl_dagster.orchestration.parts import PipelineParts
+from etl_dagster.orchestration.translator import ReplicationTranslator
+
+Window = Literal["previous", "current"]
+_ONE_EACH = "Make a schedule for each kind of partitions, with a name of its own"
+_NO_TIME = "Backfill them from the UI, or schedule `etl-dagster resync`"
 
 
 def build_resync_schedule(
-    pipeline: str,
+    pipeline: str | PipelineConfig | PipelineParts | Path,
     tables: Iterable[TableId | str],
     cron_schedule: str,
     *,
+    window: Window = "previous",
     name: str | None = None,
     translator: ReplicationTranslator | None = None,
     running: bool = True,
 ) -> dg.ScheduleDefinition:
     """A schedule to merge with the definitions of its pipeline; the tables stay readable, and go on changing.
 
+    Tables without partition rule are copied whole. Of tables with time windows, one window is copied: by default the
+    last one that is over, which is yesterday for windows of a day.
+
     Args:
-        pipeline: The pipeline's name.
-        tables: Tables to copy, ``schema.table``.
+        pipeline: The pipeline, as its definitions were built from it; its name does too, but then tables that do not
+            go together are found only when Dagster loads the definitions.
+        tables: Tables to copy, ``schema.table``; all with the same partitions.
         cron_schedule: When.
+        window: The window that is over when the schedule ticks, or the one that it ticks in.
         name: The schedule's name, when a pipeline has several.
         translator: The one that the pipeline's definitions were built with, if not the plain one.
         running: On from the start, without a click in the UI.
+
+    Raises:
+        ConfigError: The tables are not partitioned alike, or into ranges, of which none is that of a time.
     """
-    translator, names = translator or ReplicationTranslator(pipeline, ""), PipelineNames(pipeline)
     wanted = [TableId.parse(table) if isinstance(table, str) else table for table in tables]
+    if not isinstance(pipeline, str):
+        parts = PipelineParts.of(pipeline)
+        pipeline = parts.name
+        _check(wanted, [parts.choices.rule(table) for table in wanted])
+    translator, names = translator or ReplicationTranslator(pipeline, ""), PipelineNames(pipeline)
     keys = [translator.sync_key(table) for table in wanted]
 
     @dg.schedule(
         name=name or f"{names.sync_job}_schedule",
-        job_name=names.sync_job,
+        target=dg.AssetSelection.assets(*keys),
         cron_schedule=cron_schedule,
         default_status=dg.DefaultScheduleStatus.RUNNING if running else dg.DefaultScheduleStatus.STOPPED,
         description=f"Copies afresh: {', '.join(map(str, wanted))}",
     )
-    def resync(_context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
-        return dg.RunRequest(asset_selection=keys, partition_key=WHOLE_TABLE, tags={PIPELINE_TAG: pipeline})
+    def resync(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+        graph = context.repository_def.asset_graph  # which has the rules that fit the tables
+        definitions = [graph.get(key).partitions_def for key in keys]
+        key = partition_at(definitions[0], context.scheduled_execution_time, window)
+        if key is None:
+            return dg.SkipReason("the first window is not over yet")
+        return dg.RunRequest(partition_key=key, tags={PIPELINE_TAG: pipeline})
 
     return resync
+
+
+def partition_at(definition: Definition | None, at: datetime, window: Window) -> str | None:
+    """The partition to copy at a time; None before there is one.
+
+    Raises:
+        ConfigError: No partition is that of a time.
+    """
+    if definition == dg.StaticPartitionsDefinition([WHOLE_TABLE]):
+        return WHOLE_TABLE
+    if not isinstance(definition, dg.TimeWindowPartitionsDefinition):
+        raise ConfigError(f"Partitions that are not those of a time: {definition}", hint=_NO_TIME)
+    if window == "current":
+        begun = at.timestamp() >= definition.start_timestamp
+        return definition.get_partition_key_for_timestamp(at.timestamp()) if begun else None
+    before = definition.get_prev_partition_window(at)
+    return definition.get_partition_key_for_timestamp(before.start.timestamp()) if before else None
+
+
+def _check(tables: Sequence[TableId], rules: Sequence[Rule]) -> None:
+    """The tables are cut alike; by which column does not matter."""
+    if ranges := [str(table) for table, rule in zip(tables, rules, strict=True) if isinstance(rule, KeyRanges)]:
+        raise ConfigError(
+            f"Partitions that are not those of a time: {', '.join(ranges)} are cut in ranges", hint=_NO_TIME
+        )
+    found: dict[Definition, list[str]] = {}
+    for table, rule in zip(tables, rules, strict=True):
+        found.setdefault(partitions_for(rule, ""), []).append(str(table))
+    if len(found) > 1:
+        groups = "; ".join(f"{', '.join(names)}: {definition}" for definition, names in found.items())
+        raise ConfigError(f"One schedule cannot copy tables with different partitions: {groups}", hint=_ONE_EACH)

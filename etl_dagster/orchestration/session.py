@@ -1,5 +1,6 @@
 """The pipeline that one run holds open, shared by its ops."""
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from time import monotonic
@@ -10,8 +11,9 @@ from etl_dagster.errors import ErrorKind, EtlError, StateError
 from etl_dagster.model import Lsn, TableId, TableSchema
 from etl_dagster.orchestration.names import PIPELINE_TAG
 from etl_dagster.orchestration.parts import PipelineParts
+from etl_dagster.orchestration.run_reporter import RunReporter
 from etl_dagster.pipeline import Pipeline
-from etl_dagster.replication import Action, FanOut, LogReporter, Replicator, RunSummary, action_for
+from etl_dagster.replication import Action, FanOut, Replicator, RunSummary, action_for
 
 # The run before goes on until its successor is at the door, and may be in the middle of a batch then.
 BUSY_SECONDS = 60.0
@@ -29,8 +31,9 @@ class ReplicationSession:
     but right.
     """
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: Pipeline, log: logging.Logger) -> None:
         self.pipeline = pipeline
+        self.log = log
         self.summary = RunSummary()
         self._stack = ExitStack()
         self._replicator: Replicator | None = None
@@ -80,7 +83,7 @@ class ReplicationSession:
         Raises:
             StateError: Of kind ``PIPELINE_BUSY`` when another process holds it for longer than ``wait_seconds``.
         """
-        reporter = FanOut([LogReporter(), self.summary])
+        reporter = FanOut([RunReporter(self.log), self.summary])
         self._replicator = self._stack.enter_context(self.pipeline.replicator(reporter, wait_seconds=wait_seconds))
         return self._replicator
 
@@ -99,7 +102,7 @@ class ReplicationSession:
 
     def position(self) -> Lsn | None:
         """Everything committed before it is at the destination."""
-        return self.pipeline.status().position if self._replicator is None else self._replicator.position
+        return self.pipeline.applied_position() if self._replicator is None else self._replicator.position
 
     def release(self) -> None:
         """Let go of the pipeline, so that another run may have it."""
@@ -126,7 +129,7 @@ def build_session(parts: PipelineParts) -> dg.ResourceDefinition:
 
     @dg.resource(required_resource_keys=parts.resource_keys, description=f"Pipeline {parts.name}, open for one run")
     def session(context: dg.InitResourceContext) -> Iterator[ReplicationSession]:
-        opened = ReplicationSession(Pipeline(parts.config(context.resources)))
+        opened = ReplicationSession(Pipeline(parts.config(context.resources)), _log_of(context))
         try:
             yield opened
         finally:
@@ -135,11 +138,16 @@ def build_session(parts: PipelineParts) -> dg.ResourceDefinition:
     return session
 
 
+def _log_of(context: dg.InitResourceContext) -> logging.Logger:
+    return context.log or logging.getLogger("etl_dagster")
+
+
 def enter_session(context: dg.OpExecutionContext, parts: PipelineParts) -> ReplicationSession:
     """The run's session; marks the run as one that holds the pipeline, also when it was started by hand."""
     if context.run.tags.get(PIPELINE_TAG) != parts.name:
         context.instance.add_run_tags(context.run_id, {PIPELINE_TAG: parts.name})
     session: ReplicationSession = getattr(context.resources, parts.names.session)
+    session.log = context.log  # whose lines belong to this step
     return session
 
 

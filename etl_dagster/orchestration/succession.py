@@ -44,7 +44,7 @@ def reason_to_wait(
     Args:
         held: Whether anybody holds the pipeline's fence; asked only when the runs leave it open.
     """
-    active = instance.get_run_records(_runs(pipeline, ACTIVE))
+    active = [found for found in instance.get_run_records(_runs(pipeline, ACTIVE)) if not _takes_its_turn(found)]
     working = [record for record in active if not _hands_over(record.dagster_run)]
     if any(not _may_be_dead(record, now) for record in working) or (working and held()):
         return "a run of this pipeline is active"
@@ -74,6 +74,12 @@ def bury_dead(instance: dg.DagsterInstance, pipeline: str, run_id: str, now: dat
 
 def _runs(pipeline: str, statuses: Sequence[dg.DagsterRunStatus]) -> dg.RunsFilter:
     return dg.RunsFilter(tags={PIPELINE_TAG: pipeline}, statuses=statuses)
+
+
+def _takes_its_turn(record: dg.RunRecord) -> bool:
+    """A copy that waits in the queue for its pool may do so for hours, and the stream must not wait with it."""
+    run = record.dagster_run
+    return UNTIL_TAG not in run.tags and run.status in (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED)
 
 
 def _hands_over(run: dg.DagsterRun) -> bool:

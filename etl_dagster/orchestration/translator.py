@@ -1,18 +1,18 @@
 """From tables to asset keys and specs; subclass `ReplicationTranslator` to have it another way."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import dagster as dg
 
 from etl_dagster.errors import ConfigError
-from etl_dagster.model import Landing, TableId, TableSchema
+from etl_dagster.model import Landing, TableChoices, TableId, TableSchema
 from etl_dagster.orchestration.metadata import Metadata, column_schema
 from etl_dagster.orchestration.names import LANDING_TAG, safe_name
+from etl_dagster.orchestration.partitions import Definition, Rule, partitions_for
 
-# Room for key ranges and time windows: each table's sync has a partitions definition of its own, today with one key.
-WHOLE_TABLE = "all"
+Tables = Mapping[TableId, TableSchema | None]
 _LANDING_WORDS = {
     Landing.MIRROR: "",
     Landing.SOFT_DELETE: "; deleted rows stay, marked",
@@ -52,9 +52,13 @@ class ReplicationTranslator:
         """Key of the replication slot, which carries the pipeline's checks."""
         return dg.AssetKey([safe_name(self.pipeline), "slot"])
 
-    def partitions(self, table: TableId) -> dg.PartitionsDefinition[str]:
-        """How the copy of the table is divided."""
-        return dg.StaticPartitionsDefinition([WHOLE_TABLE])
+    def partitions(self, table: TableId, rule: Rule = None) -> Definition:
+        """How the copies of the table are divided; the keys have to be names of its slices, or ``all`` alone.
+
+        Args:
+            rule: The partition rule that the config has for the table, if it has one that fits.
+        """
+        return partitions_for(rule, output_name(self.sync_key(table)))
 
     def source_spec(self, table: TableId, schema: TableSchema | None) -> dg.AssetSpec:
         """The table at the source: lineage only, nothing to run."""
@@ -66,16 +70,16 @@ class ReplicationTranslator:
             metadata=_definition_metadata(table, schema),
         )
 
-    def sync_spec(self, table: TableId, schema: TableSchema | None) -> dg.AssetSpec:
-        """Copies of the table, whole or in partitions."""
+    def sync_spec(self, table: TableId, schema: TableSchema | None, rule: Rule = None) -> dg.AssetSpec:
+        """Copies of the table, whole or in partitions; each tells the columns that it had, so this does not."""
         return dg.AssetSpec(
             self.sync_key(table),
             deps=[self.source_key(table)],
             description=f"Copy of {table} from the source; materialize it to copy the table afresh while it changes",
             group_name=safe_name(self.pipeline),
             kinds={"postgres", self.destination_kind},
-            metadata=_definition_metadata(table, schema),
-            partitions_def=self.partitions(table),
+            metadata=_definition_metadata(table, None),
+            partitions_def=self.partitions(table, rule),
             skippable=True,
         )
 
@@ -108,6 +112,22 @@ def check_keys(translator: ReplicationTranslator, tables: Iterable[TableId]) -> 
                     f"tables {other} and {table} get the same asset key {key.to_user_string()}",
                     hint="Give them different keys in the translator",
                 )
+
+
+def rule_of(choices: TableChoices, table: TableId, schema: TableSchema | None) -> Rule:
+    """The rule that cuts the table into slices; without a schema, whether it fits is seen by the run."""
+    return choices.rule(table) if schema is None else choices.partitions(schema)
+
+
+def ranges_of(translator: ReplicationTranslator, choices: TableChoices, tables: Tables) -> Mapping[TableId, str]:
+    """The tables that are cut into ranges, with the names of their dynamic partitions."""
+    cut = ((table, rule) for table, schema in tables.items() if (rule := rule_of(choices, table, schema)) is not None)
+    definitions = {table: translator.partitions(table, rule) for table, rule in cut}
+    return {
+        table: found.name
+        for table, found in definitions.items()
+        if isinstance(found, dg.DynamicPartitionsDefinition) and found.name is not None
+    }
 
 
 def output_name(key: dg.AssetKey) -> str:

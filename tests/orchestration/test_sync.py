@@ -6,10 +6,11 @@ import dagster as dg
 
 from etl_dagster.model import TableId
 from etl_dagster.orchestration import build_resync_schedule
-from etl_dagster.orchestration.definitions import build_sync_assets
 from etl_dagster.orchestration.names import PIPELINE_TAG
 from etl_dagster.orchestration.parts import PipelineParts
+from etl_dagster.orchestration.pools import Pools
 from etl_dagster.orchestration.session import build_session
+from etl_dagster.orchestration.sync_assets import TableSyncs
 from etl_dagster.pipeline import Pipeline
 from tests.orchestration.project import ITEMS, ORDERS, QUIET, Project
 
@@ -17,9 +18,15 @@ from tests.orchestration.project import ITEMS, ORDERS, QUIET, Project
 def sync(project: Project, *tables: TableId, patience_seconds: float = 60.0) -> dg.ExecuteInProcessResult:
     """What a backfill of one partition runs."""
     parts = PipelineParts.of(project.config)
-    assets = build_sync_assets(parts, project.translator, dict.fromkeys((ORDERS, ITEMS)), patience_seconds)
+    syncs = TableSyncs(
+        parts,
+        project.translator,
+        dict.fromkeys((ORDERS, ITEMS)),
+        Pools().of(parts),
+        patience_seconds=patience_seconds,
+    )
     return dg.materialize(
-        [assets],
+        [syncs.assets()],
         selection=[project.translator.sync_key(table) for table in tables],
         partition_key="all",
         instance=project.instance,
