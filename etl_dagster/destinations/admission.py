@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from string import ascii_lowercase, ascii_uppercase
 
 from etl_dagster.errors import DestinationError, TableError
-from etl_dagster.model import CDC_COLUMNS, UNCHANGED_COLUMN, CopyTarget, Landing, TableSchema
+from etl_dagster.model import CDC_COLUMNS, UNCHANGED_COLUMN, Column, CopyTarget, Landing, Slice, TableId, TableSchema
 
 _FOLD_ASCII = str.maketrans(ascii_uppercase, ascii_lowercase)
 
@@ -41,6 +41,39 @@ def require_column_names(table: TableSchema, *, fold: Callable[[str], str] = str
                 table=str(table.id),
             )
         seen.add(folded)
+
+
+def require_sliceable(table: TableSchema) -> None:
+    """Raise `TableError` for a table of which no part can be copied by itself."""
+    if table.landing is Landing.CHANGELOG or not table.key:
+        why = "keeps every change" if table.landing is Landing.CHANGELOG else "has no key"
+        raise TableError(
+            f"Slices of {table.id} cannot be copied, since the table {why}",
+            hint="Re-sync the whole table",
+            table=str(table.id),
+        )
+
+
+def slice_column(table: TableSchema, slices: Sequence[Slice]) -> Column:
+    """The column of a live table that slices are cut by."""
+    wanted = {each.attnum for each in slices}
+    found = [column for column in table.columns if {column.attnum} == wanted]
+    if not found:
+        raise TableError(
+            f"{table.id} has no column at the destination that these slices could be found by",
+            hint="Re-sync the whole table",
+            table=str(table.id),
+        )
+    return found[0]
+
+
+def table_not_live(table: TableId) -> DestinationError:
+    """The error of a table of which a part is to be replaced, and which is not there."""
+    return DestinationError(
+        f"{table} does not exist at the destination, so that slices of it cannot be copied",
+        hint="Re-sync the whole table",
+        table=str(table),
+    )
 
 
 def copy_not_begun(target: CopyTarget) -> DestinationError:

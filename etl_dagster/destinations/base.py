@@ -198,10 +198,11 @@ class Destination(ABC):
 
         *Slices* (``target.slices``; the table is live and not a changelog): the staged rows go into the live table,
         in one transaction, and its watermark stays. Rows whose key is in the log are as the live table has them; other
-        staged rows take the place of live rows of their key, wherever those stand. Live rows of the slices (in
-        `soft_delete`: that are not deleted) that are neither staged nor in the log are returned as ``undecided`` at
-        first, since the source may have them elsewhere; once keys have been read again, the rows that were found go in
-        likewise, and the others are removed, or deleted at ``position``. The live table follows the columns of
+        staged rows take the place of live rows of their key, wherever those stand; a live row with the same values may
+        stay as it is. Live rows of the slices (in `soft_delete`: that are not deleted) that are neither staged nor in
+        the log are returned as ``undecided`` at first, since the source may have them elsewhere; once all of them have
+        been read again, as one chunk, the rows that were found go in likewise, and the others are removed, or deleted
+        at ``position``. Which rows lie in the slices, the values here decide. The live table follows the columns of
         ``target.table`` before, as with `write_events`. A truncate in the log empties all that was staged. Returns how
         many rows were staged and not read again.
         """

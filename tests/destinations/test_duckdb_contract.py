@@ -19,6 +19,8 @@ from etl_dagster.testing.destination_contract import (
     HeldContract,
     HistoryContract,
     Place,
+    SliceContract,
+    SliceSoftDeleteContract,
     SoftDeleteContract,
     StreamContract,
     TableContract,
@@ -74,3 +76,9 @@ class TestChangelog(ChangelogContract): ...
 
 
 class TestHistory(HistoryContract): ...
+
+
+class TestSlices(SliceContract): ...
+
+
+class TestSliceSoftDelete(SliceSoftDeleteContract): ...

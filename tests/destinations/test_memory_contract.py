@@ -14,6 +14,8 @@ from etl_dagster.testing.destination_contract import (
     HeldContract,
     HistoryContract,
     Place,
+    SliceContract,
+    SliceSoftDeleteContract,
     SoftDeleteContract,
     StreamContract,
     TableContract,
@@ -49,3 +51,9 @@ class TestChangelog(ChangelogContract): ...
 
 
 class TestHistory(HistoryContract): ...
+
+
+class TestSlices(SliceContract): ...
+
+
+class TestSliceSoftDelete(SliceSoftDeleteContract): ...

@@ -19,6 +19,7 @@ from etl_dagster.destinations.duckdb.finish import Finish, Undecided
 from etl_dagster.destinations.duckdb.held import HeldLogs, read
 from etl_dagster.destinations.duckdb.ledger import Ledger, live_name, reread_name, staging_name
 from etl_dagster.destinations.duckdb.sharing import SharedFile
+from etl_dagster.destinations.duckdb.slices import SliceFinish
 from etl_dagster.destinations.registry import DestinationPlugin
 from etl_dagster.errors import DestinationError
 from etl_dagster.model import (
@@ -124,6 +125,9 @@ class DuckDbDestination(Destination):
         try:
             table = str(target.table.id)
             with self._file.use() as opened, opened.widening(), translated("finish a copy", table):
+                if target.slices:
+                    with opened.main.transaction():
+                        return CopyResult(rows=SliceFinish(opened.main, opened, target).run(position))
                 finish = Finish(opened.main, opened, target, PIECE_BYTES)
                 with opened.main.transaction():
                     finished = finish.merge(position)
@@ -203,7 +207,7 @@ def _stage(session: Session, target: CopyTarget, chunk: ChunkRows) -> int:
     schema = encoded_schema(arrow_schema(target.table), [f"c{i}" for i in range(len(target.table.columns))])
     feed = Feed(schema, (encode_batch(batch, schema) for batch in chunk.batches))
     with feed.own_errors(), session.transaction(), session.bound(etl_rows=feed.reader):
-        if chunk.reread:
+        if chunk.reread and not target.slices:
             session.run(f"INSERT INTO {reread_name(target.copy_id)} SELECT *, {int(chunk.seen_lsn)} FROM etl_rows")
         else:
             columns = ", ".join(map(quoted, [*arrow_schema(target.table).names, *CDC_COLUMNS]))

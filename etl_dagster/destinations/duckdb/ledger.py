@@ -262,6 +262,12 @@ class Ledger:
         values = [copy_id, chunk.chunk_id, rows, int(chunk.seen_lsn), chunk.reread, chunk.snapshot]
         self._session.run("INSERT INTO _etl.chunks VALUES (?, ?, ?, ?, ?, ?)", values)
 
+    def staged_rows(self, copy_id: str) -> tuple[int, int]:
+        """Rows that a copy has staged apart from those that were read again, and how often that was done."""
+        counts = "coalesce(sum(row_count) FILTER (WHERE NOT reread), 0)::BIGINT, count(*) FILTER (WHERE reread)"
+        rows, rereads = self._session.rows(f"SELECT {counts} FROM _etl.chunks WHERE copy_id = ?", [copy_id])[0]
+        return int(rows), int(rereads)
+
     def snapshot(self, copy_id: str) -> str:
         """What the one chunk of a changelog's copy was read by; empty when nothing is staged."""
         found = self._session.rows("SELECT snapshot FROM _etl.chunks WHERE copy_id = ? AND NOT reread", [copy_id])

@@ -43,7 +43,7 @@ class LiveTable:
         if not (changes or truncated):
             return 0
         self._announced = None
-        table = self._follow(events.table)
+        table = self.follow(events.table)
         if truncated and events.truncated_at is not None:
             self._merging(table).truncate(events.truncated_at, events.truncated_time)
         if changes:
@@ -54,11 +54,11 @@ class LiveTable:
         """Bring the changes into the table, which the batch takes to this position."""
         # Columns that came without changes, maybe right at the watermark; a batch from before it tells of older ones.
         if self._announced is not None and self._watermark <= position:
-            self._follow(self._announced)
+            self.follow(self._announced)
         if self._merge is not None:
             self._merge.finish()
 
-    def _follow(self, table: TableSchema) -> TableSchema:
+    def follow(self, table: TableSchema) -> TableSchema:
         """Give the live table the columns of a later schema; returns the schema that it has then."""
         if self._known is table:
             return table

@@ -79,7 +79,7 @@ class Merge:
         before = {column.attnum for column in self._table.columns}
         added = [column for column in table.columns if column.attnum not in before]
         if self._pieces and added:
-            with self._session.bound(etl_rows=_missing_values(added)):
+            with self._session.bound(etl_rows=missing_values(added)):
                 query = f"SELECT * FROM {self._pending} CROSS JOIN etl_rows"
                 self._session.run(f"CREATE OR REPLACE TEMP TABLE {self._pending.removeprefix('temp.')} AS {query}")
         self._table = table
@@ -140,8 +140,8 @@ class Merge:
         keys = ", ".join(names)
         self._delete(f"(SELECT DISTINCT {keys} FROM {self._touched})")
         last = f"SELECT {keys}, max(piece) AS piece FROM {self._touched} GROUP BY {keys}"
-        positions = list(map(_name, self._table.key))
-        chosen = ", ".join([*map(_name, self._table.columns), *_CDC])
+        positions = list(map(value_name, self._table.key))
+        chosen = ", ".join([*map(value_name, self._table.columns), *_CDC])
         self._session.run(
             f"INSERT INTO {self._target} ({self._columns}) SELECT {chosen} FROM {self._pending} AS p"
             f" SEMI JOIN ({last}) AS l ON l.piece = p.piece AND {key_match('p', positions, 'l', names)}"
@@ -213,8 +213,8 @@ class Merge:
         )
 
     def _gathered_donors(self, open_: Unresolved) -> str:
-        values = ", ".join(f"p.{_name(self._table.columns[i])} AS v{i}" for i in open_.columns)
-        positions = list(map(_name, self._table.key))
+        values = ", ".join(f"p.{value_name(self._table.columns[i])} AS v{i}" for i in open_.columns)
+        positions = list(map(value_name, self._table.key))
         condition = key_match("p", positions, "u", bound_key_names(self._table, "s"))
         return (
             f"SELECT u.r, p.piece AS age, {values} FROM etl_open AS u JOIN {self._pending} AS p ON {condition}"
@@ -238,13 +238,14 @@ def bound_key_names(table: TableSchema, prefix: str = "k") -> list[str]:
     return [f"{prefix}{i}" for i in range(len(table.key))]
 
 
-def _name(column: Column) -> str:
+def value_name(column: Column) -> str:
     """What a column is called in data on its way."""
     return f"c{column.attnum}"
 
 
-def _missing_values(columns: Sequence[Column]) -> pa.Table:
-    names = list(map(_name, columns))
+def missing_values(columns: Sequence[Column]) -> pa.Table:
+    """One row of what rows have in columns that are newer than they are."""
+    names = list(map(value_name, columns))
     return encode(pa.table([missing_value(column) for column in columns], names=names), names)
 
 
@@ -254,7 +255,7 @@ def _mark_values(at: Lsn, time: int) -> list[object]:
 
 def _rows(changes: Compacted) -> pa.Table:
     """The upserts with their CDC columns."""
-    names = list(map(_name, changes.table.columns))
+    names = list(map(value_name, changes.table.columns))
     rows = encode(changes.upserts, names)
     cdc = cdc_columns(changes.kind, changes.lsn, changes.ordinal, changes.timestamp)
     for name, column in zip(_CDC, cdc, strict=True):
@@ -284,7 +285,7 @@ def _open_view(changes: Compacted, open_: Unresolved, rows: pa.Table) -> pa.Tabl
 
 
 def _filled(table: TableSchema, open_: Unresolved, donors: str) -> str:
-    names = list(map(_name, table.columns))
+    names = list(map(value_name, table.columns))
     columns = [
         f"CASE WHEN u.m{i} THEN d.v{i} ELSE u.{name} END AS {name}" if i in open_.columns else f"u.{name}"
         for i, name in enumerate(names)

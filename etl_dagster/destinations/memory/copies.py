@@ -52,6 +52,10 @@ class Copy:
     def __copy__(self) -> Copy:
         return replace(self, log=list(self.log))
 
+    def in_order(self) -> list[Chunk]:
+        """The chunks, the newest last."""
+        return sorted(self.chunks.values(), key=lambda chunk: (chunk.reread, chunk.seen_lsn))
+
     def apply(self, events: TableEvents) -> int:
         """Log what the watermark does not cover; returns the number of changes."""
         if events.truncated_at is not None and events.truncated_at >= self.watermark:

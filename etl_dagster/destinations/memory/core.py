@@ -14,11 +14,12 @@ import pyarrow as pa
 
 from etl_dagster.arrow.changes import select_raw
 from etl_dagster.arrow.types import arrow_schema
-from etl_dagster.destinations.admission import require_column_names, require_mergeable
+from etl_dagster.destinations.admission import require_column_names, require_mergeable, table_not_live
 from etl_dagster.destinations.base import Capabilities, ChunkRows, CopyResult, Destination, WriteResult
 from etl_dagster.destinations.memory.config import MemoryConfig
 from etl_dagster.destinations.memory.copies import Copy, find_copy, forget_copies, merge_copy, stage
 from etl_dagster.destinations.memory.rows import Row, to_table
+from etl_dagster.destinations.memory.slices import merge_slices, staged_rows
 from etl_dagster.destinations.memory.tables import LiveTable
 from etl_dagster.destinations.registry import DestinationPlugin
 from etl_dagster.errors import DestinationError, TableError
@@ -127,6 +128,8 @@ class MemoryDestination(Destination):
     def finish_copy(self, target: CopyTarget, position: Lsn) -> CopyResult:
         with self._lock:
             copy_ = find_copy(self._copies, target)
+            if target.slices:
+                return self._finish_slices(copy_, target, position)
             if copy_.finished_rows is None:
                 merged, undecided = merge_copy(copy_, self._live.get(target.table.id), position)
                 if undecided:
@@ -135,6 +138,18 @@ class MemoryDestination(Destination):
                 copy_.finished_rows = len(merged)
                 copy_.log.clear()
             return CopyResult(rows=copy_.finished_rows)
+
+    def _finish_slices(self, copy_: Copy, target: CopyTarget, position: Lsn) -> CopyResult:
+        if copy_.finished_rows is None:
+            if target.table.id not in self._live:
+                raise table_not_live(target.table.id)
+            live = copy(self._live[target.table.id])
+            undecided = merge_slices(copy_, target, live, position)
+            if undecided:
+                return CopyResult(rows=None, undecided=_key_table(target.table, undecided))
+            self._live[target.table.id] = live
+            copy_.finished_rows = staged_rows(copy_)
+        return CopyResult(rows=copy_.finished_rows)
 
     def hold_table(self, table: TableSchema) -> None:
         with self._lock:

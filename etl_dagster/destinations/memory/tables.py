@@ -39,20 +39,20 @@ class LiveTable:
         ]
         count = sum(len(changes) for _, changes in parts)
         if count or truncates or not events.changes:
-            self._follow(events.table)
+            self.follow(events.table)
         if truncates:
             self._truncate(events)
         touched = set()
         for read_by, changes in parts:
             for change in changes:
-                self._apply_change(self._adapted(change, read_by))
+                self._apply_change(replace(change, row=self.adapted(change.row, read_by)))
                 touched.add(change.key)
         # A value that is not known may be written over, or its row deleted, by a later change.
         if not all(self.rows[key].complete for key in touched & self.rows.keys()):
             raise RowIncomplete(str(self.table.id))
         return count
 
-    def _follow(self, table: TableSchema) -> None:
+    def follow(self, table: TableSchema) -> None:
         """Take over the columns of the source, told apart by attnum."""
         if table.natts < self.table.natts:
             return  # the stream repeats what it said before
@@ -67,18 +67,18 @@ class LiveTable:
         for key, row in self.rows.items():
             self.rows[key] = row.with_cells({**row.cells, column.attnum: missing_value(column)})
 
-    def _adapted(self, change: Change, read_by: TableSchema) -> Change:
-        """The change with values for the columns that are newer than it, and without those that are gone."""
+    def adapted(self, row: Row, read_by: TableSchema) -> Row:
+        """The row with values for the columns that are newer than it, and without those that are gone."""
         older = {column.attnum for column in read_by.columns}
         cells = {
-            column.attnum: change.row.cells[column.attnum] if column.attnum in older else missing_value(column)
+            column.attnum: row.cells[column.attnum] if column.attnum in older else missing_value(column)
             for column in self.table.columns
             if column.attnum in older or self.table.landing is not Landing.CHANGELOG
         }
         numbers = {column.name: column.attnum for column in read_by.columns}
         names = {column.attnum: column.name for column in self.table.columns}
-        unchanged = tuple(names[numbers[name]] for name in change.row.unchanged if numbers[name] in names)
-        return replace(change, row=replace(change.row, cells=cells, unchanged=unchanged))
+        unchanged = tuple(names[numbers[name]] for name in row.unchanged if numbers[name] in names)
+        return replace(row, cells=cells, unchanged=unchanged)
 
     def _truncate(self, events: TableEvents) -> None:
         if self.table.landing is Landing.SOFT_DELETE:

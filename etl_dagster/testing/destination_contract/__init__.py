@@ -16,6 +16,8 @@ Provide the fixture ``place`` in a test module and subclass the suites::
     class TestSoftDelete(SoftDeleteContract): ...
     class TestChangelog(ChangelogContract): ...
     class TestHistory(HistoryContract): ...
+    class TestSlices(SliceContract): ...
+    class TestSliceSoftDelete(SliceSoftDeleteContract): ...
 """
 
 from etl_dagster.testing.destination_contract.changelog import ChangelogContract
@@ -24,6 +26,7 @@ from etl_dagster.testing.destination_contract.copies import CopyContract
 from etl_dagster.testing.destination_contract.held import HeldContract
 from etl_dagster.testing.destination_contract.histories import HistoryContract
 from etl_dagster.testing.destination_contract.place import Place, chunk, content, copied, landed, origin
+from etl_dagster.testing.destination_contract.slices import SliceContract, SliceSoftDeleteContract
 from etl_dagster.testing.destination_contract.soft_delete import SoftDeleteContract
 from etl_dagster.testing.destination_contract.stream import StreamContract
 from etl_dagster.testing.destination_contract.tables import TableContract
@@ -35,6 +38,8 @@ __all__ = [
     "HeldContract",
     "HistoryContract",
     "Place",
+    "SliceContract",
+    "SliceSoftDeleteContract",
     "SoftDeleteContract",
     "StreamContract",
     "TableContract",
