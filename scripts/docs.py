@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterator
+from datetime import date
 from enum import Enum
 from pathlib import Path
 from types import UnionType
@@ -24,7 +25,7 @@ from etl_dagster.destinations.duckdb.config import DuckDbConfig  # noqa: E402
 from etl_dagster.destinations.duckdb.encoding import duckdb_type  # noqa: E402
 from etl_dagster.destinations.memory.config import MemoryConfig  # noqa: E402
 from etl_dagster.errors import ErrorKind  # noqa: E402
-from etl_dagster.model import Column, PgType, TypeKind, ValuePolicy  # noqa: E402
+from etl_dagster.model import Column, KeyRanges, PgType, TimeWindows, TypeKind, ValuePolicy  # noqa: E402
 from etl_dagster.model.choices import NumericRule, TableDefaults  # noqa: E402
 from etl_dagster.postgres.config import SourceConfig  # noqa: E402
 from etl_dagster.replication import lifecycle  # noqa: E402
@@ -83,6 +84,7 @@ def _plain(part: Any) -> str:
         float: "number",
         bool: "true or false",
         Path: "path",
+        date: "day",
     }
     return names[part]
 
@@ -186,6 +188,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "postgres store fields": lambda: fields(PostgresStoreConfig, "store."),
     "memory store fields": lambda: fields(MemoryStoreConfig, "store."),
     "choice fields": lambda: fields(TableDefaults, "defaults."),
+    "time fields": lambda: fields(TimeWindows, "partitions."),
+    "range fields": lambda: fields(KeyRanges, "partitions."),
     "replication fields": lambda: fields(ReplicationSettings, "replication."),
     "types": types,
     "policy": policy,

@@ -43,7 +43,13 @@ destination:
 # defaults: {landing: mirror, values: fail, numeric: text}
 # tables:
 #   sales.audit_*: {landing: changelog}
-#   public.orders: {landing: soft_delete, columns: {amount: {numeric: "decimal(38,9)"}}}
+#   public.orders:
+#     landing: soft_delete
+#     columns: {amount: {numeric: "decimal(38,9)"}}
+#     # Slices that can be copied again by themselves, Dagster's partitions: windows of time, or ranges of a key.
+#     partitions: {type: time, column: created_at, every: day, start: 2026-01-01}
+#   public.items:
+#     partitions: {type: range, column: id, rows: 1000000}
 
 # replication:
 #   copy_connections: 4

@@ -141,7 +141,7 @@ def _copy_notes(entry: TableStatus) -> Iterator[str]:
     if entry.asked:
         yield f"asked for, and not taken up yet: {shortened('; '.join(entry.asked))}"
     if entry.slices:
-        yield f"the copy is of {len(entry.slices)} slices: {shortened(', '.join(entry.slices))}"
+        yield f"its copy is of slices {shortened(', '.join(entry.slices))}"
     if entry.waits_for:
         yield f"its copy waits for {', '.join(entry.waits_for)}"
     if entry.chunks_total:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tests.conftest import Connect, NewServer
 
 SECRET = "s3cr3t-hunter2"
-COMMANDS = [("check",), ("sync",), ("follow",), ("status",), ("resync", "public.orders")]
+COMMANDS = [("check",), ("sync",), ("follow",), ("status",), ("resync", "public.orders"), ("partitions",)]
 
 
 def lines(result: Result) -> dict[str, str]:

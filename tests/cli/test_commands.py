@@ -126,8 +126,9 @@ def test_resync_mends_a_table_that_drifted(shop: CommandLine) -> None:
     with duckdb.connect(str(shop.folder / "warehouse.duckdb")) as connection:
         connection.execute("delete from public.orders where id < 100")
     assert shop("resync", "orders").code == 0
-    found = {table["table"]: table["state"] for table in state(shop)["tables"]}
-    assert found == {"public.items": "ready", "public.orders": "init"}
+    found = {table["table"]: table["asked"] for table in state(shop)["tables"]}
+    assert found == {"public.items": [], "public.orders": ["resync"]}
+    assert "public.orders: asked for, and not taken up yet: resync" in shop("status").out
     result = shop("sync", "--json")
     assert result.json["tables"]["public.orders"]["copied_rows"] == ROWS
     assert result.json["tables"]["public.items"]["copied_rows"] is None
@@ -144,7 +145,7 @@ def test_resync_of_an_unknown_table_suggests_the_right_one(shop: CommandLine) ->
 def test_resync_takes_several_tables_and_wildcards(shop: CommandLine) -> None:
     shop("sync")
     assert shop("resync", '"public"."orders"', "it*").code == 0
-    assert {table["state"] for table in state(shop)["tables"]} == {"init"}
+    assert [table["asked"] for table in state(shop)["tables"]] == [["resync"], ["resync"]]
 
 
 def test_resync_with_one_wrong_name_among_several_changes_nothing(shop: CommandLine) -> None:
@@ -152,7 +153,7 @@ def test_resync_with_one_wrong_name_among_several_changes_nothing(shop: CommandL
     result = shop("resync", "items", "order")
     assert result.code == 2
     assert "Did you mean public.orders" in result.err
-    assert {table["state"] for table in state(shop)["tables"]} == {"ready"}
+    assert [table["asked"] for table in state(shop)["tables"]] == [[], []]
 
 
 def test_resync_before_the_first_sync_says_so(shop: CommandLine) -> None:
@@ -201,7 +202,7 @@ def follow(shop: CommandLine) -> subprocess.Popen[str]:
 
 def ready(shop: CommandLine) -> bool:
     tables = state(shop)["tables"]
-    return len(tables) == 2 and all(table["state"] == "ready" for table in tables)
+    return len(tables) == 2 and all(table["state"] == "ready" and not table["asked"] for table in tables)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
