@@ -1,9 +1,11 @@
 """A Dagster project of one pipeline: a fresh database, a fresh DuckDB file, a fresh instance."""
 
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import duckdb
 import psycopg
 
 from etl_dagster.config import PipelineConfig
@@ -22,19 +24,18 @@ class Project:
         self.folder = folder
         self.source = source
         self.instance = instance
-        self.config = PipelineConfig.model_validate(
-            {
-                "name": "test",
-                "source": {
-                    "connection": {"dsn": dsn},
-                    "publication": {"schemas": ["shop"]},
-                    "slot": {"name": slot(dsn)},
-                },
-                "destination": {"type": "duckdb", "path": str(folder / "warehouse.duckdb")},
-                "store": {"type": "sqlite", "path": str(folder / "state.sqlite")},
-                "replication": {"refresh_seconds": 0.2, "idle_poll_seconds": 0.02},
-            }
-        )
+        self.document: dict[str, Any] = {
+            "name": "test",
+            "source": {
+                "connection": {"dsn": dsn},
+                "publication": {"schemas": ["shop"]},
+                "slot": {"name": slot(dsn)},
+            },
+            "destination": {"type": "duckdb", "path": str(folder / "warehouse.duckdb")},
+            "store": {"type": "sqlite", "path": str(folder / "state.sqlite")},
+            "replication": {"refresh_seconds": 0.2, "idle_poll_seconds": 0.02},
+        }
+        self.config = PipelineConfig.model_validate(self.document)
         self.translator = ReplicationTranslator("test", "duckdb")
         self.load()
 
@@ -42,6 +43,12 @@ class Project:
         """Load the definitions anew, as a reload of the code location does."""
         options = {"sensor": SensorSettings(), "batch_budget_seconds": 0.0} | options
         self.defs = build_replication_defs(self.config, **options)
+
+    def configure(self, **fields: Any) -> None:
+        """Other fields of the config, and the definitions that come of it."""
+        self.document |= fields
+        self.config = PipelineConfig.model_validate(self.document)
+        self.load()
 
     def execute(self, *statements: str) -> None:
         """Run statements at the source."""
@@ -70,13 +77,29 @@ class Project:
 
     def assert_equal(self) -> None:
         """Source and destination hold the same rows."""
-        pipeline = Pipeline(self.config)
-        try:
+        with self.pipeline() as pipeline:
             differences = pipeline.compare()
-        finally:
-            pipeline.close()
         assert differences, "no table is live"
         assert not {str(table) for table, found in differences.items() if not found.equal}
+
+    def pipeline(self) -> AbstractContextManager[Pipeline]:
+        """The pipeline beside any run."""
+        return closing(Pipeline(self.config))
+
+    def damage(self, *statements: str) -> None:
+        """Have the destination drift from the source."""
+        with duckdb.connect(str(self.folder / "warehouse.duckdb")) as warehouse:
+            for statement in statements:
+                warehouse.execute(statement)
+
+    def rows(self, query: str) -> list[tuple[Any, ...]]:
+        """What the destination says."""
+        with duckdb.connect(str(self.folder / "warehouse.duckdb"), read_only=True) as warehouse:
+            return warehouse.execute(query).fetchall()
+
+    def partitions(self, table: TableId) -> set[str]:
+        """Partitions of the table's sync that Dagster shows as materialized."""
+        return set(self.instance.get_materialized_partitions(self.translator.sync_key(table)))
 
     def materializations(self, key: dg.AssetKey) -> list[dg.AssetMaterialization]:
         """All materializations of an asset, newest first."""

@@ -5,7 +5,6 @@ import threading
 import dagster as dg
 
 from etl_dagster.model import TableId
-from etl_dagster.orchestration import build_resync_schedule
 from etl_dagster.orchestration.names import PIPELINE_TAG
 from etl_dagster.orchestration.parts import PipelineParts
 from etl_dagster.orchestration.pools import Pools
@@ -38,7 +37,7 @@ def sync(project: Project, *tables: TableId, patience_seconds: float = 60.0) -> 
 
 def test_a_sync_copies_one_table_afresh_and_mends_it(project: Project) -> None:
     project.micro_batch()
-    damage(project, "delete from shop.orders where id <= 100")
+    project.damage("delete from shop.orders where id <= 100")
 
     assert sync(project, ORDERS).success
 
@@ -67,7 +66,7 @@ def test_several_tables_are_copied_by_one_run(project: Project) -> None:
 
 def test_a_sync_waits_while_the_process_that_holds_the_pipeline_does_the_copy(project: Project) -> None:
     project.micro_batch()
-    damage(project, "delete from shop.orders where id <= 100")
+    project.damage("delete from shop.orders where id <= 100")
     stop, holding = threading.Event(), threading.Event()
 
     def follow() -> None:
@@ -105,24 +104,3 @@ def test_the_job_over_all_tables_runs_for_the_one_partition(project: Project) ->
     project.micro_batch()
     assert project.run("test__resync_all", partition_key="all").success
     assert len(project.copies(ORDERS)) == len(project.copies(ITEMS)) == 2
-
-
-def test_a_schedule_copies_the_tables_it_names(project: Project) -> None:
-    project.micro_batch()
-    schedule = build_resync_schedule("test", ["shop.orders"], "30 3 * * *")
-    defs = dg.Definitions.merge(project.defs, dg.Definitions(schedules=[schedule]))
-    with dg.build_schedule_context(project.instance, repository_def=defs.get_repository_def()) as context:
-        [request] = schedule.evaluate_tick(context).run_requests or ()
-    assert project.run(
-        "test__resync_all", partition_key=request.partition_key, asset_selection=request.asset_selection
-    ).success
-    assert len(project.copies(ORDERS)) == 2
-    assert len(project.copies(ITEMS)) == 1
-
-
-def damage(project: Project, statement: str) -> None:
-    """Have the destination drift from the source."""
-    import duckdb
-
-    with duckdb.connect(str(project.folder / "warehouse.duckdb")) as warehouse:
-        warehouse.execute(statement)
