@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from psycopg import sql
@@ -10,17 +11,18 @@ from etl_dagster.errors import TableError
 from etl_dagster.model import TableSchema
 from etl_dagster.postgres.sessions import Connection
 
-# Each heap is looked up by itself: the planner takes a tree to have a thousand members, and would read all of pg_class.
-_HEAPS = """
-SELECT c.*, current_setting('block_size')::int FROM (
-    SELECT %(table)s::oid AS oid UNION SELECT relid FROM pg_partition_tree(%(table)s) WHERE isleaf
-) member CROSS JOIN LATERAL (
-    SELECT c.oid, n.nspname, c.relname, coalesce(pg_relation_filenode(c.oid), 0),
-           coalesce(pg_relation_size(c.oid), 0) / current_setting('block_size')::int,
-           CASE WHEN c.relpages > 0 AND c.reltuples > 0 THEN c.reltuples / c.relpages ELSE 0 END
-    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-    WHERE c.oid = member.oid AND c.relkind = 'r' OFFSET 0
-) c
+# Asked for each table of a copy of thousands, so it has nothing that takes the planner long.
+_HEAP = """
+SELECT c.oid, coalesce(pg_relation_filenode(c.oid), 0),
+       coalesce(pg_relation_size(c.oid), 0) / current_setting('block_size')::int,
+       CASE WHEN c.relpages > 0 AND c.reltuples > 0 THEN c.reltuples / c.relpages ELSE 0 END,
+       current_setting('block_size')::int
+FROM pg_class c WHERE c.relkind = 'r' AND c.oid """
+_OWN = _HEAP + "= %s"
+# Given as a list, since the planner takes any tree to have a thousand members, and would read all of pg_class.
+_LEAVES = _HEAP + "= ANY(ARRAY(SELECT relid::oid FROM pg_partition_tree(%s) WHERE isleaf))"
+_NAMES = """
+SELECT c.oid, n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = ANY(%s)
 """
 _NAME = """
 SELECT n.nspname, c.relname, c.relkind = 'p'
@@ -37,8 +39,6 @@ class Heap:
     """
 
     relation: int
-    schema: str
-    name: str
     filenode: int
     blocks: int
     density: float
@@ -54,11 +54,6 @@ class Heap:
         """Size of the file."""
         return self.blocks * self.block_size
 
-    @property
-    def source(self) -> sql.Composable:
-        """What stands behind FROM."""
-        return sql.SQL("ONLY {}").format(sql.Identifier(self.schema, self.name))
-
 
 def read_heaps(connection: Connection, table: TableSchema) -> list[Heap]:
     """The heaps of the table; none for a partitioned table without partitions.
@@ -66,10 +61,17 @@ def read_heaps(connection: Connection, table: TableSchema) -> list[Heap]:
     Raises:
         TableError: The table is gone.
     """
-    heaps = [Heap(*row) for row in connection.execute(_HEAPS, {"table": table.oid})]
-    if not heaps:
-        name_of(connection, table, table.oid)  # it is there, only without partitions
-    return heaps
+    for query in (_OWN, _LEAVES):
+        if found := connection.execute(query, [table.oid]).fetchall():
+            return [Heap(*row) for row in found]
+    name_of(connection, table, table.oid)  # it is there, only without partitions
+    return []
+
+
+def heap_names(connection: Connection, heaps: Sequence[Heap]) -> dict[int, tuple[str, str]]:
+    """Schema and name of each heap, by its OID; those that are gone are left out."""
+    found = connection.execute(_NAMES, [[heap.relation for heap in heaps]])
+    return {oid: (str(schema), str(name)) for oid, schema, name in found}
 
 
 def name_of(connection: Connection, table: TableSchema, oid: int) -> tuple[sql.Composable, bool]:

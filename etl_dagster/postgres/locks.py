@@ -28,7 +28,7 @@ WITH wanted AS (
 SELECT DISTINCT l.virtualtransaction, w.root, l.pid,
        coalesce(a.application_name, 'prepared ' || quote_literal(x.gid), ''),
        coalesce(a.xact_start, x.prepared),
-       extract(epoch FROM clock_timestamp() - coalesce(a.xact_start, x.prepared))::float8,
+       greatest(0, extract(epoch FROM now() - coalesce(a.xact_start, x.prepared))::float8),
        coalesce(a.state, CASE WHEN x.gid IS NOT NULL THEN 'prepared' END, '')
 FROM pg_locks l JOIN wanted w ON w.relation = l.relation
 LEFT JOIN pg_stat_activity a ON a.pid = l.pid

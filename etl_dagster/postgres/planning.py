@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -16,9 +16,9 @@ from psycopg import sql
 from etl_dagster.model import ChunkPlan, Landing, Slice, TableSchema
 from etl_dagster.model.slices import TEXT_TYPES, TIME_TYPES
 from etl_dagster.postgres.explain import Explained, Scan, explain, explain_rows
-from etl_dagster.postgres.heaps import Heap, read_heaps, rows_of
+from etl_dagster.postgres.heaps import Heap, heap_names, read_heaps, rows_of
 from etl_dagster.postgres.sessions import Connection, fetch_one
-from etl_dagster.postgres.slices import INTEGERS, UUID_OID, SliceColumn, merge, slice_column
+from etl_dagster.postgres.slices import INTEGERS, UUID_OID, SliceColumn, is_never_null, merge, slice_column
 
 # Halves are as unlike as the values are, so a slice may take more cuts than there would be equal parts.
 _CUTS_PER_PART = 2
@@ -68,10 +68,18 @@ def _plan_slices(
     with connection.transaction():
         # A chunk is read by one process, and the planner has to reckon with no more.
         connection.execute("SET LOCAL max_parallel_workers_per_gather = 0")
-        planner = _SlicePlanner(connection, table, chunk_bytes, merge(table, slices))
-        plans = [plan for heap in heaps for plan in planner.plan(heap)]
+        planner = _SlicePlanner(connection, table, chunk_bytes, merge(table, _valued(connection, table, slices)))
+        names = heap_names(connection, heaps)
+        plans = [plan for heap in heaps if heap.relation in names for plan in planner.plan(heap, names[heap.relation])]
     # Where no partition can hold a row of the slices: rows that come later are in the stream.
     return plans or [ChunkPlan(table.oid, 0, 0, None, 0, slices=tuple(planner.slices))]
+
+
+def _valued(connection: Connection, table: TableSchema, slices: Sequence[Slice]) -> list[Slice]:
+    """The slices, without the rows that have no value where there can be none, since to look for them costs."""
+    attnums = {part.attnum for part in slices if part.nulls}
+    needed = {attnum for attnum in attnums if is_never_null(connection, table, attnum)}
+    return [part.model_copy(update={"nulls": part.nulls and part.attnum not in needed}) for part in slices]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,84 +106,99 @@ class _SlicePlanner:
         }
         source = rows_of(connection, table, table.oid)
         self._all = _by_heap(explain_rows(connection, source, sql.SQL("true")))
-        self._wanted = [_by_heap(explain_rows(connection, source, self._condition(part))) for part in slices]
+        self._wanted = [
+            _by_heap(explain_rows(connection, source, self._columns[part.attnum].within(part))) for part in slices
+        ]
 
-    def plan(self, heap: Heap) -> Iterator[ChunkPlan]:
+    def plan(self, heap: Heap, name: tuple[str, str]) -> Iterator[ChunkPlan]:
         """The parts of one heap; none where it cannot hold a row of the slices."""
-        name = heap.schema, heap.name
         reads = [(part, scans[name]) for part, scans in zip(self.slices, self._wanted, strict=True) if name in scans]
         if not reads:
             return
-        if name in self._all and self._is_read_by_index([scan for _, scan in reads], self._all[name]):
+        if name in self._all and _is_read_by_index([scan for _, scan in reads], self._all[name]):
+            cutter = _Cutter(self._connection, self._columns, heap, self._all[name], self._chunk_bytes)
             for part, scan in reads:
-                yield from self._cut(heap, part, scan)
+                yield from cutter.cut(part, scan)
         else:
             rows = sum(scan.rows for _, scan in reads)
             yield from _block_ranges(heap, self._chunk_bytes, rows, [part for part, _ in reads])
 
-    def _is_read_by_index(self, scans: Sequence[Scan], everything: Scan) -> bool:
-        return all(scan.by_index for scan in scans) and sum(scan.cost for scan in scans) < everything.cost
 
-    def _condition(self, part: Slice) -> sql.Composable:
-        return self._columns[part.attnum].within(part)
+def _is_read_by_index(scans: Sequence[Scan], everything: Scan) -> bool:
+    return all(scan.by_index for scan in scans) and sum(scan.cost for scan in scans) < everything.cost
 
-    def _expected(self, heap: Heap, part: Slice) -> int:
-        return sum(scan.rows for scan in explain_rows(self._connection, heap.source, self._condition(part)).scans)
 
-    def _bytes(self, heap: Heap, rows: int) -> int:
-        everything = self._all[heap.schema, heap.name]
-        return round(heap.bytes * min(1.0, rows / max(1, everything.rows)))
+class _Cutter:
+    """Cuts slices that one heap's index finds into parts of not too many rows."""
 
-    def _cut(self, heap: Heap, part: Slice, scan: Scan) -> Iterator[ChunkPlan]:
+    def __init__(
+        self,
+        connection: Connection,
+        columns: Mapping[int, SliceColumn],
+        heap: Heap,
+        everything: Scan,
+        chunk_bytes: int,
+    ) -> None:
+        self._connection = connection
+        self._columns = columns
+        self._heap = heap
+        self._source = sql.SQL("ONLY {}").format(sql.Identifier(everything.schema, everything.name))
+        self._rows = max(1, everything.rows)
+        self._chunk_bytes = chunk_bytes
+
+    def cut(self, part: Slice, scan: Scan) -> Iterator[ChunkPlan]:
+        """The parts of one slice."""
         pieces = [(part, scan.rows)]
-        if self._bytes(heap, scan.rows) > self._chunk_bytes and (ends := self._ends(heap, part, scan)) is not None:
+        if self._bytes(scan.rows) > self._chunk_bytes and (ends := self._ends(part, scan)) is not None:
             # Rows without a value cannot be cut; they go with the first piece.
             valued = part.model_copy(update={"nulls": False})
-            rows = self._expected(heap, valued) if part.nulls else scan.rows
-            halves = self._halves(heap, _Part(valued, *ends, rows))
+            rows = self._expected(valued) if part.nulls else scan.rows
             pieces = [
                 (piece.model_copy(update={"nulls": part.nulls}), expected + scan.rows - rows)
                 if piece.lower == part.lower
                 else (piece, expected)
-                for piece, expected in halves
+                for piece, expected in self._halves(_Part(valued, *ends, rows))
             ]
         for piece, expected in pieces:
-            yield ChunkPlan(heap.relation, 0, 0, None, expected, self._bytes(heap, expected), slices=(piece,))
+            yield ChunkPlan(self._heap.relation, 0, 0, None, expected, self._bytes(expected), slices=(piece,))
 
-    def _halves(self, heap: Heap, whole: _Part) -> list[tuple[Slice, int]]:
+    def _halves(self, whole: _Part) -> list[tuple[Slice, int]]:
         """Cut the largest part in two until none is too large; the planner knows how the values are distributed."""
         order = count()  # parts of as many rows are not compared
-        most = _CUTS_PER_PART * ceil(self._bytes(heap, whole.rows) / self._chunk_bytes)
+        most = _CUTS_PER_PART * ceil(self._bytes(whole.rows) / self._chunk_bytes)
         parts = [(-whole.rows, next(order), whole)]
         done: list[_Part] = []
         while parts:
             _, _, part = heappop(parts)
-            if (
-                len(parts) + len(done) + 1 >= most
-                or self._bytes(heap, part.rows) <= self._chunk_bytes
-                or part.least >= part.greatest
-            ):
+            is_small = self._bytes(part.rows) <= self._chunk_bytes or part.least >= part.greatest
+            if is_small or len(parts) + len(done) + 1 >= most:
                 done.append(part)
                 continue
-            for half in self._halve(heap, part):
+            for half in self._halve(part):
                 heappush(parts, (-half.rows, next(order), half))
         return [(part.slice, part.rows) for part in done]
 
-    def _halve(self, heap: Heap, part: _Part) -> Iterator[_Part]:
-        oid = self._columns[part.slice.attnum].oid
+    def _halve(self, part: _Part) -> Iterator[_Part]:
         middle = (part.least + part.greatest) // 2 + 1
-        bound = _text(middle, oid)
+        bound = _text(middle, self._columns[part.slice.attnum].oid)
         left = part.slice.model_copy(update={"upper": bound})
         right = part.slice.model_copy(update={"lower": bound})
         for half, least, greatest in ((left, part.least, middle - 1), (right, middle, part.greatest)):
-            yield _Part(half, least, greatest, self._expected(heap, half))
+            yield _Part(half, least, greatest, self._expected(half))
 
-    def _ends(self, heap: Heap, part: Slice, scan: Scan) -> tuple[int, int] | None:
+    def _expected(self, part: Slice) -> int:
+        wanted = self._columns[part.attnum].within(part)
+        return sum(scan.rows for scan in explain_rows(self._connection, self._source, wanted).scans)
+
+    def _bytes(self, rows: int) -> int:
+        return round(self._heap.bytes * min(1.0, rows / self._rows))
+
+    def _ends(self, part: Slice, scan: Scan) -> tuple[int, int] | None:
         """Places of the least and the greatest value of a slice; None where it cannot be cut sensibly."""
         column = self._columns[part.attnum]
         if column.oid in TEXT_TYPES:
             return None
-        query = _ends_query(heap, column, part)
+        query = _ends_query(self._source, column, part)
         if explain(self._connection, query).cost > scan.cost * _LOOK_UP_SHARE:
             if part.lower is None or part.upper is None:
                 return None
@@ -184,7 +207,7 @@ class _SlicePlanner:
         return None if least is None or greatest is None else (_place(least, column.oid), _place(greatest, column.oid))
 
 
-def _ends_query(heap: Heap, column: SliceColumn, part: Slice) -> sql.Composable:
+def _ends_query(source: sql.Composable, column: SliceColumn, part: Slice) -> sql.Composable:
     wanted = column.within(part.model_copy(update={"nulls": False}))
     if column.oid in TIME_TYPES:
         wanted = sql.SQL("{} AND {} > {} AND {} < {}").format(
@@ -193,7 +216,7 @@ def _ends_query(heap: Heap, column: SliceColumn, part: Slice) -> sql.Composable:
     # Not every version has min() and max() of all types.
     ends = (
         sql.SQL("(SELECT {0} FROM {1} AS t WHERE {2} ORDER BY {0} {3} LIMIT 1)").format(
-            column.value, heap.source, wanted, sql.SQL(direction)
+            column.value, source, wanted, sql.SQL(direction)
         )
         for direction in ("ASC", "DESC")
     )

@@ -18,7 +18,8 @@ from etl_dagster.postgres.slices import SliceColumn
 # Rows of one block are often neighbours in the key, so it is the number of blocks that makes a sample true.
 _BLOCKS_PER_RANGE = 100
 _LEAST_BLOCKS, _MOST_BLOCKS = 1000, 20_000
-_MOST_SAMPLES = 100_000
+_SAMPLES_PER_RANGE = 100
+_LEAST_SAMPLES, _MOST_SAMPLES = 10_000, 100_000
 # Rows in a block of a table that nobody has measured yet: rather too many than more of them than can be held.
 _UNKNOWN_DENSITY = 200.0
 # Texts that agree in so many characters are not told apart: a bound is a name, too.
@@ -34,11 +35,11 @@ def plan_ranges(
     heaps = read_heaps(connection, table)
     if not any(heap.blocks for heap in heaps):
         return []
-    asked = _Asked(connection, table, column, after)
-    if after is not None and (found := asked.walk(rows)) is not None:
+    values = _Values(connection, table, column)
+    if after is not None and (found := values.walk(after, rows)) is not None:
         return found
     share, thinned = _sample_size(heaps, rows)
-    sample = asked.sample(share, thinned)
+    sample = values.sample(after, share, thinned)
     read = share / 100 * thinned
     total = len(sample) / read
     if after is None and all(heap.density for heap in heaps if heap.blocks):
@@ -55,57 +56,62 @@ def _sample_size(heaps: Sequence[Heap], rows: int) -> tuple[float, float]:
     ranges = min(MAX_SLICES, ceil(expected / rows))
     wanted = min(_MOST_BLOCKS, max(_LEAST_BLOCKS, ranges * _BLOCKS_PER_RANGE))
     share = min(1.0, wanted / blocks)
-    return share * 100, min(1.0, _MOST_SAMPLES / (expected * share))
+    read = expected * share
+    samples = min(_MOST_SAMPLES, max(_LEAST_SAMPLES, ranges * _SAMPLES_PER_RANGE))
+    return share * 100, 1.0 if read <= _MOST_SAMPLES else samples / read
 
 
-class _Asked:
-    """The values of one column, all or those behind a bound, in order."""
+class _Values:
+    """The values of one column, in order."""
 
-    def __init__(self, connection: Connection, table: TableSchema, column: Column, after: str | None) -> None:
+    def __init__(self, connection: Connection, table: TableSchema, column: Column) -> None:
         self._connection = connection
         self._source = rows_of(connection, table, table.oid)
         self._column = SliceColumn(connection, table, column)
-        self._after = after
 
-    def sample(self, percent: float, thinned: float) -> list[str | None]:
+    def sample(self, after: str | None, percent: float, thinned: float) -> list[str | None]:
         """Texts of some values, of rows without one too."""
         texts = sql.SQL("left({}, {})" if self._column.oid in TEXT_TYPES else "{}::text").format(
             self._column.value, sql.Literal(_TEXT_LENGTH)
         )
         query = sql.SQL(
             "SELECT {} FROM {} AS t TABLESAMPLE SYSTEM ({}) WHERE random() < {} AND {} ORDER BY {} NULLS FIRST"
-        ).format(texts, self._source, sql.Literal(percent), sql.Literal(thinned), self._condition(), self._column.value)
+        ).format(
+            texts, self._source, sql.Literal(percent), sql.Literal(thinned), self._condition(after), self._column.value
+        )
         return [row[0] for row in self._connection.execute(query)]
 
-    def walk(self, rows: int) -> list[str] | None:
-        """Bounds behind the given one, counted through an index; None where none serves, or there is too much."""
-        if self._column.oid in TEXT_TYPES:
+    def walk(self, after: str, rows: int) -> list[str] | None:
+        """Bounds behind a given one, counted through an index; None where none serves, or there is too much."""
+        if self._column.oid in TEXT_TYPES or not self._is_ordered(after):
             return None
-        limit = sql.Literal(_MOST_WALKED)
-        values = sql.SQL("SELECT {0} AS v FROM {1} AS t WHERE {2} ORDER BY {0} LIMIT {3}").format(
-            self._column.value, self._source, self._condition(), limit
-        )
-        plan = explain(self._connection, values)
-        if plan.sorts or not all(scan.by_index for scan in plan.scans):
-            return None
-        # A bound before every range, and where its half is: the last range is not cut for less than that.
-        counted = sql.SQL(
-            "SELECT v::text, (n - 1) % {0} = 0, n FROM (SELECT v, row_number() OVER (ORDER BY v) AS n FROM ({1}) _) _"
-            " WHERE n > 1 AND (n - 1) % {0} IN (0, {2}) OR n = {3} ORDER BY n"
-        ).format(sql.Literal(rows), values, sql.Literal(rows // 2), limit)
-        return _walked(self._connection.execute(counted).fetchall())
-
-    def _condition(self) -> sql.Composable:
-        if self._after is None:
-            return sql.SQL("true")
-        return sql.SQL("{} > {}").format(self._column.value, self._column.literal(self._after))
-
-
-def _walked(found: Sequence[tuple[str, bool, int]]) -> list[str] | None:
-    if found and found[-1][2] >= _MOST_WALKED:
+        bounds: list[str] = []
+        while (len(bounds) + 1) * rows <= _MOST_WALKED:
+            bound = self._skip(after, rows)
+            # A range is not worth a bound before half of it is there.
+            if bound is None or self._skip(bound, rows // 2) is None:
+                return bounds
+            bounds.append(bound)
+            after = bound
         return None
-    # The last one is a bound only if half a range lies behind it.
-    return list(dict.fromkeys(text for text, begins, _ in found[:-1] if begins))
+
+    def _is_ordered(self, after: str) -> bool:
+        plan = explain(self._connection, self._behind(after, 0))
+        return not plan.sorts and all(scan.by_index for scan in plan.scans)
+
+    def _skip(self, after: str, rows: int) -> str | None:
+        found = self._connection.execute(self._behind(after, rows)).fetchone()
+        return None if found is None else str(found[0])
+
+    def _behind(self, after: str, rows: int) -> sql.Composed:
+        return sql.SQL("SELECT {0} FROM {1} AS t WHERE {2} ORDER BY {0} OFFSET {3} LIMIT 1").format(
+            self._column.value, self._source, self._condition(after), sql.Literal(rows)
+        )
+
+    def _condition(self, after: str | None) -> sql.Composable:
+        if after is None:
+            return sql.SQL("true")
+        return sql.SQL("{} > {}").format(self._column.value, self._column.literal(after))
 
 
 def _bounds(sample: Iterable[str | None], step: float, *, separate: bool) -> Iterator[str]:

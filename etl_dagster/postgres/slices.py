@@ -31,6 +31,14 @@ FROM pg_attribute a JOIN pg_collation c ON c.oid = a.attcollation
 CROSS JOIN (SELECT to_jsonb(d) AS row FROM pg_database d WHERE datname = current_database()) d
 WHERE a.attrelid = %s AND a.attnum = %s
 """
+# A constraint that was added without a look at the rows that were there says nothing of those.
+_NEVER_NULL = """
+SELECT a.attnotnull AND NOT EXISTS (
+    SELECT FROM pg_constraint c
+    WHERE c.conrelid = a.attrelid AND c.contype = 'n' AND c.conkey = ARRAY[a.attnum] AND NOT c.convalidated
+)
+FROM pg_attribute a WHERE a.attrelid = %s AND a.attnum = %s
+"""
 
 
 class SliceColumn:
@@ -75,6 +83,12 @@ class SliceColumn:
         if any(part.nulls for part in parts):
             return sql.SQL("({} OR {} IS NULL)").format(inside, self.value)
         return inside
+
+
+def is_never_null(connection: Connection, table: TableSchema, attnum: int) -> bool:
+    """Whether no row of the table lacks a value in the column now."""
+    found = connection.execute(_NEVER_NULL, [table.oid, attnum]).fetchone()
+    return found is not None and bool(found[0])
 
 
 def slice_column(table: TableSchema, attnum: int) -> Column:

@@ -102,3 +102,19 @@ def test_a_fence_whose_connection_is_gone_is_noticed(connect: Connect, source: P
             source.advance_slot(source.current_position())
 
     assert lost.value.kind is ErrorKind.PIPELINE_BUSY
+
+
+def test_a_writer_tells_how_long_it_has_been_open_and_what_it_does(
+    connect: Connect, source: PostgresSource, tables: list[TableSchema]
+) -> None:
+    admin = connect()
+    connect().execute("begin; select pg_sleep(0.05); insert into t values (1)")
+    admin.execute(f"begin; insert into r values (1); prepare transaction 'open for {source.config.slot.name}'")
+
+    idle, prepared = sorted(source.writers(tables), key=lambda writer: writer.state)
+
+    assert (idle.state, prepared.state) == ("idle in transaction", "prepared")
+    assert idle.age is not None
+    assert prepared.age is not None
+    assert idle.age > 0.04
+    assert 0 < prepared.age < 60
