@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from etl_dagster.errors import ProtocolError
-from etl_dagster.pgwire import Fields, gather
+from etl_dagster.pgwire import Fields
 
 # Binary decoder of one type: the values, the Arrow type to give them, and the column's name for messages.
 Decoder = Callable[[Fields, pa.DataType, str], pa.Array]
@@ -47,7 +47,7 @@ def bitmap(present: npt.NDArray[np.bool_]) -> pa.Buffer | None:
 def integers(fields: Fields, dtype: npt.DTypeLike, column: str) -> npt.NDArray[Any]:
     """The values as native integers, 0 where NULL; each must have exactly the width of ``dtype``."""
     some_null = require_width(fields, np.dtype(dtype).itemsize, column)
-    values = gather(fields.data, fields.starts, dtype)
+    values = fields.words(dtype)
     if some_null:
         values[fields.lengths < 0] = 0
     return values
@@ -97,7 +97,7 @@ def mask_of(values: npt.NDArray[np.bool_]) -> pa.Array:
 
 def decode_bool(fields: Fields, type_: pa.DataType, column: str) -> pa.Array:
     require_width(fields, 1, column)
-    values = (fields.data[fields.starts] != 0) & fields.present
+    values = (fields.words(np.uint8) != 0) & fields.present
     return primitive(fields, type_, np.packbits(values, bitorder="little"))
 
 
@@ -113,7 +113,7 @@ def decode_integer(dtype: npt.DTypeLike) -> Decoder:
 def decode_uuid(fields: Fields, type_: pa.DataType, column: str) -> pa.Array:
     require_width(fields, 16, column)
     values = np.empty((len(fields), 2), ">u8")
-    values[:, 0] = gather(fields.data, fields.starts, np.uint64)
-    values[:, 1] = gather(fields.data, fields.starts + 8, np.uint64)
+    values[:, 0] = fields.words(np.uint64)
+    values[:, 1] = fields.words(np.uint64, 8)
     values[fields.lengths < 0] = 0
     return pa.ExtensionArray.from_storage(type_, primitive(fields, pa.binary(16), values))

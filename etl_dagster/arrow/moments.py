@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from etl_dagster.arrow.fixed import array_of, integers, primitive, refuse, require_width
-from etl_dagster.pgwire import Fields, gather
+from etl_dagster.pgwire import Fields
 
 # PostgreSQL counts from 2000-01-01, Arrow from 1970-01-01.
 EPOCH_DAYS = 10_957
@@ -59,8 +59,8 @@ def refuse_far(bad: npt.NDArray[np.bool_], type_: pa.DataType) -> None:
 
 def decode_interval(fields: Fields, type_: pa.DataType, column: str) -> pa.Array:
     require_width(fields, 16, column)
-    micros = gather(fields.data, fields.starts, np.int64)
-    days_months = gather(fields.data, fields.starts + 8, np.int64)
+    micros = fields.words(np.int64)
+    days_months = fields.words(np.int64, 8)
     absent = fields.lengths < 0
     micros[absent] = 0
     days_months[absent] = 0

@@ -19,6 +19,7 @@ from etl_dagster.pgwire.gather import PADDING, Bytes, Positions, gather, padded
 
 COPY_SIGNATURE = b"PGCOPY\n\xff\r\n\x00"
 _COPY_DATA = ord("d")
+_READY_FOR_QUERY = b"Z\x00\x00\x00\x05"  # and one byte more
 _Run = tuple[Positions, Positions]  # starts and ends of consecutive tuples
 _HEAD = 5  # letter and length of a message
 _FIXED_HEADER = len(COPY_SIGNATURE) + 8  # then flags and the length of the extension
@@ -91,12 +92,12 @@ class CopyOutStream:
     """Reads what the backend sends in answer to one ``COPY … TO STDOUT (FORMAT binary)``, up to ReadyForQuery.
 
     It does no I/O: give it the bytes that came off the socket, in blocks of any size (a megabyte is best), and take the
-    tuples that are complete.
+    tuples that are complete. Either `feed` it, or let the socket fill its `room` and say how much was `received`.
     """
 
     def __init__(self) -> None:
-        self._partial: list[bytes] = []
-        self._partial_bytes = 0
+        self._buffer = padded()  # the memory of frames that were given away is never written again
+        self._filled = 0
         self._awaited = _HEAD
         self._columns: int | None = None
         self._consumed = 0
@@ -131,27 +132,52 @@ class CopyOutStream:
         Raises:
             ProtocolError: A message that does not belong into the answer to a COPY, or is malformed.
         """
-        self._partial_bytes += len(data)
-        if self._partial_bytes < self._awaited:
-            self._partial.append(bytes(data))  # the caller may use its buffer again
+        if self._capacity < self._filled + len(data):
+            self._grow(len(data))
+        self._buffer[self._filled : self._filled + len(data)] = np.frombuffer(data, np.uint8)
+        return self.received(len(data))
+
+    def room(self, size: int) -> memoryview:
+        """Memory for the next bytes of the connection: about ``size``, or what is missing of one large message."""
+        if self._capacity < max(self._awaited, self._filled + 1):
+            self._grow(size)
+        return self._buffer.data[self._filled : self._capacity]
+
+    def may_end(self, count: int) -> bool:
+        """Whether the answer may be complete with the first ``count`` bytes of the `room`."""
+        end = self._filled + count
+        return self._buffer[max(0, end - len(_READY_FOR_QUERY) - 1) : end - 1].tobytes() == _READY_FOR_QUERY
+
+    def received(self, count: int) -> Frames:
+        """Like `feed`, for the first ``count`` bytes of the `room`."""
+        self._filled += count
+        if self._filled < self._awaited:
             return EMPTY_FRAMES
-        buffer = padded(*self._partial, data)
-        self._partial.clear()
-        return self._split(buffer, len(buffer) - PADDING)
+        data = self._buffer[: self._filled + PADDING]
+        data[self._filled :] = 0
+        return self._split(data, self._filled)
+
+    @property
+    def _capacity(self) -> int:
+        return len(self._buffer) - PADDING
+
+    def _grow(self, size: int) -> None:
+        buffer = np.empty(max(self._awaited, self._filled + size) + PADDING, np.uint8)
+        buffer[: self._filled] = self._buffer[: self._filled]
+        self._buffer = buffer
 
     def _split(self, data: Bytes, end: int) -> Frames:
         runs, stopped_at = self._runs(data, end)
-        self._keep(data[stopped_at:end].tobytes())
+        self._keep(data[stopped_at:end])
         self._consumed += stopped_at
         if len(runs) == 1:
             return Frames(data, *runs[0])
         starts, ends = ([_NOTHING, *(run[side] for run in runs)] for side in (0, 1))
         return Frames(data, np.concatenate(starts), np.concatenate(ends))
 
-    def _keep(self, rest: bytes) -> None:
-        self._partial = [rest] if rest else []
-        self._partial_bytes = len(rest)
-        self._awaited = _HEAD if len(rest) < _HEAD else 1 + int.from_bytes(rest[1:5], "big", signed=True)
+    def _keep(self, rest: Bytes) -> None:
+        self._buffer, self._filled = padded(rest.data), len(rest)
+        self._awaited = _HEAD if len(rest) < _HEAD else 1 + _int32(rest, 1)
 
     def _runs(self, data: Bytes, end: int) -> tuple[list[_Run], int]:
         """Stretches of frames, and where the first incomplete message begins."""

@@ -31,8 +31,11 @@ from etl_dagster.postgres.sessions import Connection, abandon
 BLOCK_BYTES = 2 * 1024 * 1024
 # Server, reader and decoder overlap as soon as one block waits; more only costs memory.
 BLOCKS_AHEAD = 2
+# A server sends 8 kB at a time, and to be woken for each costs more than to receive them. So once a block is full, so
+# many bytes are waited for, or so long.
+_GATHERED_BYTES = 256 * 1024
+_GATHERED_MS = 10
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-_READY_FOR_QUERY = b"Z\x00\x00\x00\x05"
 _POLL_MS = 1000
 
 
@@ -65,6 +68,7 @@ class CopyOut:
         self._secrets = secrets
         self._table = table
         self._finished = False
+        self._patience = _POLL_MS
         # The texts of such a database may be anything. Asked for UTF-8, the server would refuse the whole COPY for one
         # that is not.
         self._has_no_encoding = connection.info.parameter_status("server_encoding") == "SQL_ASCII"
@@ -86,6 +90,7 @@ class CopyOut:
         if not self._finished:
             self._stop()
         self._thread.join()
+        self._wake_at(1)  # libpq goes on with the same socket
         self._socket.close()
         if self._has_no_encoding and not self._connection.closed:
             self._connection.execute("SET client_encoding TO 'UTF8'")
@@ -114,14 +119,13 @@ class CopyOut:
     def _read_socket(self, statement: bytes) -> Iterator[Frames]:
         stream = CopyOutStream()
         self._send(statement)
-        for block in self._received():
-            frames = stream.feed(block)
+        while not stream.done:
+            count = self._receive(stream)
+            if count == 0:
+                raise self._cut_off()
+            frames = stream.received(count)
             if len(frames):
                 yield frames
-            if stream.done:
-                break
-        else:
-            raise self._cut_off()
         if stream.error is not None:
             raise self._refusal(stream.error)
 
@@ -129,37 +133,37 @@ class CopyOut:
         """Send a simple Query message."""
         message = memoryview(b"Q" + struct.pack("!I", len(statement) + 5) + statement + b"\0")
         while message:
-            self._wait(select.POLLOUT)
+            while not self._poll(select.POLLOUT, _POLL_MS):
+                pass
             message = message[self._socket.send(message) :]
 
-    def _received(self) -> Iterator[memoryview]:
-        """What arrives, in blocks that are full but for the one that ends the answer. The memory is used again."""
-        buffer = memoryview(bytearray(BLOCK_BYTES))
-        filled = 0
-        while True:
+    def _receive(self, stream: CopyOutStream) -> int:
+        """Fill the stream's room, unless the answer ends before; returns how much arrived, 0 when it was cut off."""
+        room, filled = stream.room(BLOCK_BYTES), 0
+        while filled < len(room):
             try:
-                count = self._socket.recv_into(buffer[filled:])
+                count = self._socket.recv_into(room[filled:])
             except BlockingIOError:
-                # A false alarm only makes a smaller block.
-                if filled and buffer[max(0, filled - 6) : filled - 1] == _READY_FOR_QUERY:
-                    yield buffer[:filled]
-                    filled = 0
-                self._wait(select.POLLIN)
+                if filled and stream.may_end(filled):  # a false alarm only makes a smaller block
+                    return filled
+                self._poll(select.POLLIN, self._patience)
                 continue
             if count == 0:
-                if filled:
-                    yield buffer[:filled]
-                return
+                return filled
             filled += count
-            if filled == len(buffer):
-                yield buffer
-                filled = 0
+        if self._patience != _GATHERED_MS:
+            self._patience = _GATHERED_MS
+            self._wake_at(_GATHERED_BYTES)
+        return filled
 
-    def _wait(self, event: int) -> None:
+    def _wake_at(self, least: int) -> None:
+        with suppress(OSError):
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, least)
+
+    def _poll(self, event: int, patience: int) -> bool:
         poll = select.poll()
         poll.register(self._socket, event)
-        while not poll.poll(_POLL_MS):
-            pass
+        return bool(poll.poll(patience))
 
     def _read_libpq(self, statement: bytes) -> Iterator[Frames]:
         rows: list[bytes | bytearray | memoryview] = []

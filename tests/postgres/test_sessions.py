@@ -9,7 +9,7 @@ import pytest
 from psycopg import sql
 
 from etl_dagster.errors import ErrorKind, EtlError, SourceError
-from etl_dagster.postgres import PostgresConfig, PostgresSource
+from etl_dagster.postgres import PostgresConfig, PostgresSource, copy_out
 from etl_dagster.postgres.copy_out import CopyOut
 from etl_dagster.postgres.sessions import Purpose
 from etl_dagster.postgres.sessions import connect as open_session
@@ -115,6 +115,17 @@ def test_a_copy_leaves_the_session_as_it_was(database: str, through_libpq: bool)
             with CopyOut(session, statement, "cannot copy", through_libpq=through_libpq) as blocks:
                 assert sum(len(block) for block in blocks) == 100_000
             assert session.execute("select 7").fetchall() == [(7,)]
+
+
+def test_the_end_of_the_answer_may_fall_on_any_border_of_a_block(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    statement = sql.SQL("COPY (SELECT 'x' UNION ALL SELECT 'yyyyy') TO STDOUT (FORMAT binary)")
+    with open_session(PostgresConfig(dsn=database), Purpose.COPY) as session:
+        for size in range(1, 120):  # the answer has 87 bytes
+            monkeypatch.setattr(copy_out, "BLOCK_BYTES", size)
+            with CopyOut(session, statement, "cannot copy") as blocks:
+                assert sum(len(block) for block in blocks) == 2
 
 
 @pytest.mark.parametrize("through_libpq", [False, True])
