@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -263,19 +264,7 @@ with pipeline.replicator(Tells(), wait_seconds=30) as replicator:
 @contextmanager
 def process(scenario, folder: Path, **changes: Any) -> Any:
     """A process that follows; it is killed at the end of the block. Gives a function that waits for what it says."""
-    config = {
-        "name": "test",
-        "source": {
-            "connection": {"dsn": scenario.dsn},
-            "publication": {"name": "pub_test", "schemas": ["public"]},
-            "slot": {"name": scenario.pipeline.config.source.slot.name},
-        },
-        "destination": {"type": "duckdb", "path": str(scenario.folder / "warehouse.duckdb")},
-        "store": {"type": "sqlite", "path": str(scenario.folder / "state.sqlite")},
-        **parts(scenario, **changes),
-    }
-    path = folder / "pipeline.yaml"
-    path.write_text(yaml.safe_dump(config))
+    path = written_config(scenario, folder, **changes)
     scenario.pipeline.close()
     runner = subprocess.Popen([sys.executable, "-c", RUNNER, str(path)], stdout=subprocess.PIPE, text=True)
     assert runner.stdout is not None
@@ -289,3 +278,59 @@ def process(scenario, folder: Path, **changes: Any) -> Any:
         runner.send_signal(signal.SIGKILL)
         runner.wait()
         runner.stdout.close()
+
+
+def written_config(scenario, folder: Path, **changes: Any) -> Path:
+    """The pipeline's config in a file, for a process of its own."""
+    config = {
+        "name": "test",
+        "source": {
+            "connection": {"dsn": scenario.dsn},
+            "publication": {"name": "pub_test", "schemas": ["public"]},
+            "slot": {"name": scenario.pipeline.config.source.slot.name},
+        },
+        "destination": {"type": "duckdb", "path": str(scenario.folder / "warehouse.duckdb")},
+        "store": {"type": "sqlite", "path": str(scenario.folder / "state.sqlite")},
+        **parts(scenario, **changes),
+    }
+    path = folder / "pipeline.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+MEASURED = """
+import json, sys, time
+from pathlib import Path
+from etl_dagster.pipeline import Pipeline
+from etl_dagster.replication import RunSummary
+pipeline = Pipeline.load(Path(sys.argv[1]))
+summary = RunSummary()
+began = time.monotonic()
+with pipeline.replicator(summary) as replicator:
+    entered = time.monotonic()
+    replicator.sync()
+    synced = time.monotonic()
+ended = time.monotonic()
+[peak] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+print(json.dumps({"enter": entered - began, "sync": synced - entered, "exit": ended - synced,
+    "peak_mb": int(peak.split()[1]) // 1024, "quarantined": [r.reason for r in summary.quarantined.values()]}))
+"""
+
+
+def measured_sync(scenario, folder: Path, **changes: Any) -> dict[str, Any]:
+    """Copy and catch up in a process of its own; seconds to enter, to sync and to exit, and its peak memory in MB."""
+    path = written_config(scenario, folder, **changes)
+    scenario.pipeline.close()
+    command = [sys.executable, "-c", MEASURED, str(path)]
+    said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=1.5 * DEADLINE_SECONDS).stdout
+    found: dict[str, Any] = json.loads(said.splitlines()[-1])
+    assert not found["quarantined"], found
+    return found
+
+
+@contextmanager
+def timed(what: str) -> Iterator[None]:
+    """Say how long the block took, in the output of the test."""
+    began = monotonic()
+    yield
+    print(f"{what}: {monotonic() - began:.1f} s")
