@@ -178,7 +178,7 @@ def test_check_beside_a_running_follow_neither_waits_nor_complains(shop: Command
     process = follow(shop)
     result = shop("check", timeout=20)
     assert result.code == 0, result.out
-    assert "in use by the running pipeline" in result.out
+    assert "pass  destination" in result.out
     process.terminate()
     process.communicate(timeout=30)
 
