@@ -20,8 +20,10 @@ from etl_dagster.errors import DestinationError
 PAUSE_SECONDS = 0.2
 # To close and to open again takes some 50 ms, in which a change would wait: so not at every pause of the traffic.
 IDLE_SECONDS = 1.0
-# A copy goes on so many times longer than letting go has cost it: that is 2.5 % of its time.
-_WORK_PER_COST = 40
+# A copy goes on so many times longer than it took to let go: that is 3 % of its time. Most of it is a checkpoint, whose
+# work has to be done some time; before the first one nobody knows how long it takes.
+_WORK_PER_COST = 30
+_FIRST_COST_SECONDS = 1.0
 # How long chunks wait, once those before them have ended, for what else uses the file: a batch, or a forgotten reader.
 _PATIENCE_SECONDS = 15.0
 _START_AGAIN = "Start the pipeline again: it copies afresh what the file lacks"
@@ -54,7 +56,7 @@ class SharedFile:
         self._memory = config.memory_limit_bytes
         self._opened_at = self._used_at = 0.0
         self._closed_at = float("-inf")
-        self._cost = PAUSE_SECONDS
+        self._cost = _FIRST_COST_SECONDS
         # Chunks wait until those that run have ended; since when, and until when at most.
         self._draining = False
         self._waiting_since: float | None = None
@@ -169,12 +171,13 @@ class SharedFile:
             raise DestinationError(f"{self._config.path} is older than we left it", hint=_START_AGAIN)
 
     def _let_go(self, client: Client) -> None:
-        began = self._clock() if self._waiting_since is None else self._waiting_since
+        began, copying = self._waiting_since or self._clock(), self._draining
         try:
             self._left_at = self._newest(client)
         finally:
             self._close()
-        self._cost = PAUSE_SECONDS + self._closed_at - began
+        if copying:
+            self._cost = PAUSE_SECONDS + self._closed_at - began
 
     def _newest(self, client: Client) -> int:
         """The newest watermark of the pipeline's tables and copies, which nobody else may change."""
