@@ -82,7 +82,7 @@ class SliceFinish:
     def _follow(self) -> TableSchema:
         """The schema of the live table, with the columns of the copy."""
         table = self._target.table
-        if table.id not in self._ledger.watermarks():
+        if self._ledger.watermark(table.id) is None:
             raise table_not_live(table.id)
         live = LiveTable(self._session, self._ledger, ZERO_LSN, 0).follow(table)
         require_sliceable(live)
@@ -180,16 +180,18 @@ class _SliceMerge:
 
     def _settle(self) -> None:
         """Keys whose live rows are to stay: those in the log, and those whose rows are as they were staged."""
-        pairs = " AND ".join(_equal(column) for column in self._table.columns)
-        change_type = f"l.{quoted(CHANGE_TYPE_COLUMN)} <> '{ChangeType.DELETE.value}'"
-        match = key_match("l", key_names(self._table), "s", key_names(self._table))
-        keys = ", ".join(bound_key_names(self._table))
-        compared = (
-            f"SELECT {self._key('l')}, {change_type} AND {pairs} AS same FROM ({self._inside('l.*')}) AS l"
-            f" JOIN {self._staged} AS s ON {match}"
+        bound = bound_key_names(self._table)
+        keys = ", ".join(bound)
+        equal = " AND ".join(map(_equal, self._table.columns))
+        same = (
+            f"SELECT {self._key('l')} FROM ({self._inside('l.*')}) AS l JOIN {self._staged} AS s"
+            f" ON {key_match('l', key_names(self._table), 's', key_names(self._table))}"
+            f" WHERE l.{quoted(CHANGE_TYPE_COLUMN)} <> '{ChangeType.DELETE.value}' AND {equal}"
         )
-        same = f"SELECT {keys} FROM ({compared}) GROUP BY {keys} HAVING count(*) = 1 AND bool_and(same)"
-        self._create(_SETTLED, f"SELECT * FROM {_LOGGED} UNION ALL {same}")
+        # Nothing keeps others from inserting a row twice.
+        twice = f"SELECT {keys} FROM {_INSIDE} GROUP BY {keys} HAVING count(*) > 1"
+        once = f"SELECT e.* FROM ({same}) AS e ANTI JOIN ({twice}) AS t ON {key_match('e', bound, 't', bound)}"
+        self._create(_SETTLED, f"SELECT * FROM {_LOGGED} UNION ALL {once}")
 
     def _remove(self, position: Lsn) -> None:
         """Delete the live rows that staged ones replace, and those that are lost, or mark these as deleted."""
