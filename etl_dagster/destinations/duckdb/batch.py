@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
@@ -12,7 +12,7 @@ from etl_dagster.arrow.changes import same_columns, to_record_batch
 from etl_dagster.destinations.duckdb.client import Client, Session, translated
 from etl_dagster.destinations.duckdb.encoding import encode
 from etl_dagster.destinations.duckdb.held import HeldLog, HeldLogs, HeldWriter
-from etl_dagster.destinations.duckdb.ledger import CopyState, Ledger, log_name, require_copy
+from etl_dagster.destinations.duckdb.ledger import CopyState, Ledger, log_name
 from etl_dagster.destinations.duckdb.live import LiveTable, beyond
 from etl_dagster.errors import DestinationError, ValueUnrepresentable
 from etl_dagster.model import CopyTarget, EventBatch, Lsn, Route, TableEvents, TableId
@@ -44,6 +44,7 @@ class BatchWriter:
         self._ledger = Ledger(session)
         self._held = HeldLogs(session, owner)
         self._places = self._find_places(routes)
+        self._touched: set[TableId] = set()
         self.changes = dict.fromkeys(routes, 0)
 
     def run(self, batch: EventBatch) -> None:
@@ -59,14 +60,14 @@ class BatchWriter:
         self._raise_watermarks(batch.position)
 
     def _find_places(self, routes: Mapping[TableId, Route]) -> dict[TableId, _Places]:
-        watermarks, copies = self._ledger.watermarks(), self._ledger.copies()
+        watermarks = self._ledger.watermarks()
         held = self._held.all() if any(route.held for route in routes.values()) else {}
         found = {}
         for number, (table, route) in enumerate(routes.items()):
             if route.held:
                 found[table] = _Places(None, None, HeldWriter(self._session, _held_log(held, table)))
                 continue
-            log = None if route.log is None else _Log(route.log, require_copy(copies, route.log))
+            log = None if route.log is None else _Log(route.log, self._ledger.copy(route.log))
             # Changes for the log of a copy that is finished go to the live table, which the copy has become.
             finished = log is not None and log.state.finished_rows is not None
             live = None
@@ -77,7 +78,7 @@ class BatchWriter:
 
     def _apply(self, events: TableEvents) -> None:
         table = events.table.id
-        places = self._places[table]
+        places = self._places_of(table)
         self._client.make_room(len(events.table.columns))
         with translated("apply changes", str(table)):
             counts = [
@@ -86,6 +87,15 @@ class BatchWriter:
                 0 if places.held is None or events.held is None else places.held.append(events.held),
             ]
         self.changes[table] += max(counts)
+
+    def _places_of(self, table: TableId) -> _Places:
+        """Where its changes go, now that there are some; not to a live table that was dropped behind our back."""
+        if table not in self._touched:
+            self._touched.add(table)
+            places = self._places[table]
+            if places.live is not None and not self._ledger.has(table):
+                self._places[table] = replace(places, live=None)
+        return self._places[table]
 
     def _append_log(self, events: TableEvents, log: _Log) -> int:
         if events.truncated_at is not None and events.truncated_at >= log.state.lsn:

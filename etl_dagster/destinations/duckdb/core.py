@@ -52,7 +52,7 @@ class DuckDbDestination(Destination):
 
     def startup(self, owner: str = "") -> None:
         self._owner = owner
-        self._file.start()
+        self._file.start(owner)
         with self._file.use() as opened, translated("create its own tables"), opened.main.transaction():
             Ledger(opened.main).create()
 
@@ -66,7 +66,7 @@ class DuckDbDestination(Destination):
         with self._file.use() as opened, translated("read the watermarks"):
             ledger = Ledger(opened.main)
             strangers = ledger.strangers(self._owner)
-            return {table: lsn for table, lsn in ledger.watermarks().items() if table not in strangers}
+            return {table: lsn for table, lsn in ledger.present_watermarks().items() if table not in strangers}
 
     def copies(self) -> Mapping[str, Lsn]:
         with self._file.use() as opened, translated("read the copies"):
@@ -81,14 +81,14 @@ class DuckDbDestination(Destination):
             ledger = Ledger(session)
             if isinstance(target, CopyTarget):
                 self._begin_copy(session, target)
-            elif target.id in ledger.watermarks():
+            elif ledger.watermark(target.id) is not None:
                 session.run(f"TRUNCATE {live_name(target.id)}")
             else:
                 ledger.create_live(target, self._owner)
 
     def _begin_copy(self, session: Session, target: CopyTarget) -> None:
         ledger = Ledger(session)
-        if target.copy_id not in ledger.copies():
+        if ledger.find_copy(target.copy_id) is None:
             ledger.begin_copy(target, self._owner)
             HeldLogs(session, self._owner).release(target.table.id)
 
@@ -172,7 +172,7 @@ class DuckDbDestination(Destination):
 
     def row_count(self, table: TableId) -> int | None:
         with self._file.use() as opened, translated("count a table", str(table)):
-            known = table in Ledger(opened.main).watermarks()
+            known = Ledger(opened.main).watermark(table) is not None
             return int(opened.main.rows(f"SELECT count(*) FROM {live_name(table)}")[0][0]) if known else None
 
     def read_table(self, table: TableSchema) -> pa.RecordBatchReader:

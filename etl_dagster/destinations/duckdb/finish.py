@@ -110,7 +110,7 @@ class Finish:
         if (
             former.oid != self._table.oid
             or former.landing is Landing.CHANGELOG
-            or self._table.id not in self._ledger.watermarks()
+            or self._ledger.watermark(self._table.id) is None
         ):
             return {}
         names = _common_names(former, self._table)

@@ -108,17 +108,25 @@ class Ledger:
         found = self._session.rows(f"SELECT column_name FROM duckdb_columns() WHERE {where}", [schema, name])
         return [column for (column,) in found]
 
-    def existing(self) -> set[tuple[str, str]]:
-        """Folded names of the tables that exist, whoever made them."""
-        sql = "SELECT schema_name, table_name FROM duckdb_tables() WHERE database_name = current_database()"
-        return {(fold_ascii(schema), fold_ascii(name)) for schema, name in self._session.rows(sql)}
+    def has(self, table: TableId) -> bool:
+        """Whether a table of this name exists, whoever made it."""
+        return self._session.has_table(live_name(table))
+
+    def watermark(self, table: TableId) -> Lsn | None:
+        """Watermark of a live table; None when it is not there, maybe dropped behind our back."""
+        found = self._session.rows(f"SELECT lsn FROM _etl.watermarks {_OF_TABLE}", [table.schema, table.name])
+        return Lsn(found[0][0]) if found and self.has(table) else None
 
     def watermarks(self) -> dict[TableId, Lsn]:
-        """Watermarks of the live tables that exist; one that was dropped behind our back is absent."""
-        existing = self.existing()
+        """Watermarks of the live tables, also of those that were dropped behind our back."""
         found = self._session.rows("SELECT schema_name, table_name, lsn FROM _etl.watermarks")
-        tables = {TableId(schema, name): Lsn(lsn) for schema, name, lsn in found}
-        return {table: lsn for table, lsn in tables.items() if _folded(table) in existing}
+        return {TableId(schema, name): Lsn(lsn) for schema, name, lsn in found}
+
+    def present_watermarks(self) -> dict[TableId, Lsn]:
+        """Watermarks of the live tables that exist."""
+        sql = "SELECT schema_name, table_name FROM duckdb_tables() WHERE database_name = current_database()"
+        existing = {_folded(TableId(schema, name)) for schema, name in self._session.rows(sql)}
+        return {table: lsn for table, lsn in self.watermarks().items() if _folded(table) in existing}
 
     def set_watermark(self, table: TableId, lsn: Lsn) -> None:
         self.forget_watermark(table)
@@ -154,14 +162,27 @@ class Ledger:
         self._session.run(f"DELETE FROM _etl.schemas {_OF_TABLE}", [table.schema, table.name])
 
     def copies(self) -> dict[str, CopyState]:
-        sql = "SELECT copy_id, schema_name, table_name, lsn, truncated, finished_rows, merged FROM _etl.copies"
-        return {
-            copy_id: CopyState(copy_id, TableId(schema, name), Lsn(lsn), truncated, rows, bool(merged))
-            for copy_id, schema, name, lsn, truncated, rows, merged in self._session.rows(sql)
-        }
+        """Every copy, finished or not."""
+        return {copy.copy_id: copy for copy in self._copies("")}
+
+    def find_copy(self, copy_id: str) -> CopyState | None:
+        """One copy, if it has begun here."""
+        return next(iter(self._copies("WHERE copy_id = ?", copy_id)), None)
 
     def copy(self, target: CopyTarget) -> CopyState:
-        return require_copy(self.copies(), target)
+        """The copy of this target, which must have begun."""
+        found = self.find_copy(target.copy_id)
+        if found is None or found.table != target.table.id:
+            raise copy_not_begun(target)
+        return found
+
+    def _copies(self, where: str, *parameters: str) -> list[CopyState]:
+        columns = "copy_id, schema_name, table_name, lsn, truncated, finished_rows, merged"
+        found = self._session.rows(f"SELECT {columns} FROM _etl.copies {where}", parameters)
+        return [
+            CopyState(copy_id, TableId(schema, name), Lsn(lsn), truncated, rows, bool(merged))
+            for copy_id, schema, name, lsn, truncated, rows, merged in found
+        ]
 
     def owners(self) -> dict[TableId, str]:
         """The pipeline that each table belongs to."""
@@ -206,20 +227,32 @@ class Ledger:
         """Raise `TableError` for a table that cannot be mirrored here."""
         require_mergeable(table)
         require_column_names(table, fold=fold_ascii)
-        known = {*self.watermarks(), *(each.table for each in self.copies().values())}
         if fold_ascii(table.id.schema) == SCHEMA:
             raise _unusable(table.id, f"the schema {SCHEMA} holds the destination's own tables")
         if fold_ascii(table.id.schema) in self._databases():
             raise _unusable(
                 table.id, f"DuckDB has a database called {table.id.schema}, as it calls a file by its name", _OTHER_FILE
             )
-        if table.id in self.strangers(owner):
-            raise _unusable(table.id, f"the pipeline {self.owners()[table.id]} replicates into it", _OTHER_PIPELINE)
-        if table.id not in known and _folded(table.id) in self.existing() - set(map(_folded, known)):
+        if (other_owner := self._owner(table.id)) not in (None, owner):
+            raise _unusable(table.id, f"the pipeline {other_owner} replicates into it", _OTHER_PIPELINE)
+        known = self._namesakes(table.id)
+        if not known and self.has(table.id):
             raise _unusable(table.id, "a table of this name is there that no pipeline made", _STRANGE_TABLE)
         for other in known - {table.id}:
-            if _folded(other) == _folded(table.id):
-                raise _unusable(table.id, f"DuckDB ignores case and {other} is there already")
+            raise _unusable(table.id, f"DuckDB ignores case and {other} is there already")
+
+    def _namesakes(self, table: TableId) -> set[TableId]:
+        """Tables of pipelines, the table itself too, that DuckDB takes for it."""
+        same = "lower(schema_name) = lower($1) AND lower(table_name) = lower($2)"
+        names = "SELECT schema_name, table_name FROM"
+        found = self._session.rows(
+            f"{names} _etl.copies WHERE {same} UNION {names} _etl.watermarks WHERE {same}", [table.schema, table.name]
+        )
+        return {TableId(*name) for name in found if _folded(TableId(*name)) == _folded(table)}
+
+    def _owner(self, table: TableId) -> str | None:
+        found = self._session.rows(f"SELECT pipeline FROM _etl.owners {_OF_TABLE}", [table.schema, table.name])
+        return str(found[0][0]) if found else None
 
     def _databases(self) -> set[str]:
         """Folded names that stand for a database when they come first in a qualified name."""
@@ -227,12 +260,11 @@ class Ledger:
 
     def forget_copies(self, table: TableId) -> None:
         """Drop every copy of a table, finished or not."""
-        for each in self.copies().values():
-            if each.table == table:
-                self._session.run(f"DROP TABLE IF EXISTS {quoted(table.schema, staging_table(table, each.copy_id))}")
-                self.drop_log(each.copy_id)
-                self._session.run("DELETE FROM _etl.chunks WHERE copy_id = ?", [each.copy_id])
-                self._session.run("DELETE FROM _etl.copies WHERE copy_id = ?", [each.copy_id])
+        for each in self._copies(_OF_TABLE, table.schema, table.name):
+            self._session.run(f"DROP TABLE IF EXISTS {quoted(table.schema, staging_table(table, each.copy_id))}")
+            self.drop_log(each.copy_id)
+            self._session.run("DELETE FROM _etl.chunks WHERE copy_id = ?", [each.copy_id])
+            self._session.run("DELETE FROM _etl.copies WHERE copy_id = ?", [each.copy_id])
 
     def drop_log(self, copy_id: str) -> None:
         self._session.run(f"DROP TABLE IF EXISTS {log_name(copy_id)}")
@@ -276,13 +308,6 @@ class Ledger:
     def _create_table(self, name: str, schema: pa.Schema) -> None:
         columns = ", ".join(f"{quoted(field.name)} {_column_type(field)}" for field in schema)
         self._session.run(f"CREATE TABLE {name} ({columns})")
-
-
-def require_copy(copies: dict[str, CopyState], target: CopyTarget) -> CopyState:
-    found = copies.get(target.copy_id)
-    if found is None or found.table != target.table.id:
-        raise copy_not_begun(target)
-    return found
 
 
 @lru_cache(maxsize=1024)
