@@ -1,23 +1,20 @@
 """What `dagster dev` does in a fresh clone: the workspace opens with no variable set, and the UI's server answers."""
 
-import json
 import os
 import subprocess
 import sys
-import threading
-import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
-import uvicorn
 import yaml
 from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster._core.workspace.load_target import WorkspaceFileTarget
 from dagster_webserver.app import create_app_from_workspace_process_context
+
+from tests.orchestration.webserver import graphql, served
 
 ROOT = Path(__file__).parents[2]
 OURS = ("DAGSTER", "ETL", "PG")
@@ -72,38 +69,6 @@ def ask(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         yield lambda text: graphql(port, text)
 
 
-@contextmanager
-def served(app: Any) -> Iterator[int]:
-    """The app on a port of its own."""
-    started = threading.Event()
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
-    startup = server.startup
-
-    async def signalling_startup(*args: Any, **kwargs: Any) -> None:
-        await startup(*args, **kwargs)
-        started.set()
-
-    server.startup = signalling_startup
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        assert started.wait(60)
-        yield server.servers[0].sockets[0].getsockname()[1]
-    finally:
-        server.should_exit = True
-        thread.join()
-
-
-def graphql(port: int, text: str) -> Any:
-    """The answer to a query that has no error."""
-    body, headers = json.dumps({"query": text}).encode(), {"Content-Type": "application/json"}
-    request = urllib.request.Request(f"http://127.0.0.1:{port}/graphql", body, headers)
-    with urllib.request.urlopen(request, timeout=60) as response:
-        answer = json.load(response)
-    assert "errors" not in answer, answer
-    return answer["data"]
-
-
 def test_the_ui_shows_lineage_jobs_sensor_schedules_and_resources(ask: Any) -> None:
     nodes = ask("{ assetNodes { assetKey { path } dependencyKeys { path } isPartitioned isExecutable } }")["assetNodes"]
     found = {"/".join(node["assetKey"]["path"]): node for node in nodes}
@@ -121,6 +86,7 @@ def test_the_ui_shows_lineage_jobs_sensor_schedules_and_resources(ask: Any) -> N
         "example__retention_schedule",
         "example__health_schedule",
         "example__resync_all_schedule",
+        "example__orders",
     }
     assert "example__source" in {resource["name"] for resource in repository["allTopLevelResourceDetails"]}
 
