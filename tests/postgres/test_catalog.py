@@ -480,7 +480,7 @@ def test_generated_columns_are_carried_as_the_publication_says(
     source.create_slot()
     admin.execute("insert into t values (21)")
     table = source.tables()[TableId("public", "t")]
-    with source.read_chunk(table, table.oid, 0, None) as reader:
+    with source.read_chunk(table, ChunkPlan(table.oid, 0, 0, None, 0)) as reader:
         copied = [row for batch in reader for row in batch.to_pylist()]
     window = source.window({table.oid: table}, source.current_position(), 100)
     streamed = [r for piece in window for events in piece for c in events.changes for r in c.rows.to_pylist()]
@@ -555,7 +555,7 @@ def test_copy_and_stream_agree_however_partitions_are_published(
 
 
 def chunk_rows(source: PostgresSource, table: TableSchema, plan: ChunkPlan) -> list[dict[str, Any]]:
-    with source.read_chunk(table, plan.relation, plan.first_block, plan.last_block) as reader:
+    with source.read_chunk(table, plan) as reader:
         return [row for batch in reader for row in batch.to_pylist()]
 
 

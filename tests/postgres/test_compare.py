@@ -56,7 +56,7 @@ def schema_of(source: PostgresSource, name: str = "t") -> TableSchema:
 def copied(source: PostgresSource, table: TableSchema) -> list[pa.RecordBatch]:
     batches: list[pa.RecordBatch] = []
     for plan in source.plan_chunks(table, 64 << 20):
-        with source.read_chunk(table, plan.relation, plan.first_block, plan.last_block) as reader:
+        with source.read_chunk(table, plan) as reader:
             batches += reader
     return batches
 

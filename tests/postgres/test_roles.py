@@ -184,7 +184,7 @@ def test_only_what_is_published_has_to_be_readable(admin: Admin, dsn_of: DsnOf, 
     source = PostgresSource(config)
     (table,) = source.tables().values()
     (plan,) = source.plan_chunks(table, 1 << 30)
-    with source.read_chunk(table, plan.relation, plan.first_block, plan.last_block) as reader:
+    with source.read_chunk(table, plan) as reader:
         assert sum(batch.num_rows for batch in reader) == 2000
     source.close()
 

@@ -58,7 +58,7 @@ def test_a_standby_is_read_like_its_primary(
         assert source.identify().in_recovery
         source.flush_wal()
         (plan,) = source.plan_chunks(table, 1 << 30)
-        with source.read_chunk(table, plan.relation, plan.first_block, plan.last_block) as reader:
+        with source.read_chunk(table, plan) as reader:
             assert sum(batch.num_rows for batch in reader) == 1000
             assert 0 < reader.seen_lsn <= source.current_position()
 

@@ -199,7 +199,7 @@ def test_a_copy_that_is_left_early_ends_at_the_server(
     (table,) = source.tables().values()
     (plan,) = source.plan_chunks(table, 1 << 30)
     for _ in range(10):  # it depends on how full the socket's buffers are
-        with source.read_chunk(table, plan.relation, plan.first_block, plan.last_block) as reader:
+        with source.read_chunk(table, plan) as reader:
             next(iter(reader))
     source.close()
 
