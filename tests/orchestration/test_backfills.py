@@ -34,7 +34,7 @@ def sliced(project: Project) -> Project:
         " from generate_series(0, 139) n",
         "analyze shop.orders",
     )
-    project.configure(tables=RULES)
+    project.configure(tables=RULES, replication=project.document["replication"] | {"barrier_notice_seconds": 0.2})
     assert project.micro_batch().success
     return project
 
