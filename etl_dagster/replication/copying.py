@@ -38,7 +38,8 @@ class CopyJob:
             passed.
         barrier: Virtual transactions that the job waits for; None once they have ended.
         reread: Keys to read again instead of chunks.
-        began: When the job began, or, once the barrier is passed, when it began to read.
+        began: When the job began.
+        reading_since: When its first chunk was begun, which may wait for those of other tables; None before.
         skipped_bytes: Heap bytes of chunks that earlier processes staged.
     """
 
@@ -49,6 +50,7 @@ class CopyJob:
     chunks: dict[str, ChunkRecord] = field(default_factory=dict)
     running: dict[str, Future[ChunkRecord]] = field(default_factory=dict)
     began: float = field(default_factory=monotonic)
+    reading_since: float | None = None
     barrier_seconds: float = 0.0
     noticed_at: float = 0.0
     skipped_bytes: int = 0
@@ -156,14 +158,16 @@ class Copier:
         writers = self._source.writers([job.table for job in waiting]) if waiting else []
         present = {writer.virtual_transaction for writer in writers}
         for job in self.jobs.values():
-            if job.barrier is None:
-                continue
-            job.barrier &= present
-            if not job.barrier:
-                self._submit(job)
-                job.barrier = None  # only now: a job without barrier and chunks would count as done
-            else:
+            if job.barrier:
+                job.barrier &= present
+            if job.barrier:
                 self._notice_barrier(job, writers)
+        if through := [job for job in self.jobs.values() if job.barrier == set()]:
+            with self._store.together():
+                planned = [self._planned(job) for job in through]
+            for job, chunks in zip(through, planned, strict=True):
+                self._submit(job, chunks)
+                job.barrier = None  # only now: a job without barrier and chunks would count as done
 
     def _notice_barrier(self, job: CopyJob, writers: Iterable[Writer]) -> None:
         now = monotonic()
@@ -179,14 +183,10 @@ class Copier:
             f"The copy of {job.table.id} waits for open transactions that write to it: {', '.join(names)}"
         )
 
-    def _submit(self, job: CopyJob) -> None:
-        job.barrier_seconds, job.began = monotonic() - job.began, monotonic()
+    def _submit(self, job: CopyJob, planned: Sequence[ChunkRecord]) -> None:
+        job.barrier_seconds = monotonic() - job.began
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="copy")
-        if job.reread is not None:
-            planned: Sequence[ChunkRecord] = [ChunkRecord(chunk_id=f"reread-{job.seen_lsn:X}", relation=0)]
-        else:
-            planned = self._plan(job)
         job.chunks = {chunk.chunk_id: chunk for chunk in planned}
         job.skipped_bytes = job.staged_bytes
         for chunk in planned:
@@ -196,7 +196,10 @@ class Copier:
                 job.running[chunk.chunk_id] = future
         self._report(job)
 
-    def _plan(self, job: CopyJob) -> Sequence[ChunkRecord]:
+    def _planned(self, job: CopyJob) -> Sequence[ChunkRecord]:
+        """The chunks of a copy, planned now unless an earlier process has."""
+        if job.reread is not None:
+            return [ChunkRecord(chunk_id=f"reread-{job.seen_lsn:X}", relation=0)]
         copy_id = job.target.copy_id
         if not self._store.chunks(copy_id):
             plans = self._source.plan_chunks(job.table, self._settings.chunk_bytes, job.target.slices)
@@ -206,6 +209,7 @@ class Copier:
 
     def _copy_chunk(self, job: CopyJob, chunk: ChunkRecord) -> ChunkRecord:
         """Runs in a worker thread."""
+        job.reading_since = job.reading_since or monotonic()
         return retry(
             lambda: self._try_chunk(job, chunk),
             what=f"chunk {chunk.chunk_id} of {job.table.id}",
@@ -265,7 +269,7 @@ class Copier:
                 rows_total=sum(chunk.rows if chunk.rows is not None else chunk.estimated_rows for chunk in chunks),
                 bytes_done=job.staged_bytes,
                 bytes_total=sum(chunk.estimated_bytes for chunk in chunks),
-                seconds=monotonic() - job.began,
+                seconds=0.0 if job.reading_since is None else monotonic() - job.reading_since,
                 skipped_bytes=job.skipped_bytes,
                 barrier_seconds=job.barrier_seconds,
                 slices=tuple(each.name for each in job.target.slices),

@@ -14,12 +14,12 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
-from itertools import chain
+from itertools import chain, islice
 from time import monotonic
 from types import TracebackType
 from typing import Protocol, Self
 
-from etl_dagster.destinations.base import Destination
+from etl_dagster.destinations.base import CopyResult, Destination
 from etl_dagster.errors import EtlError, PublicationTooNew, RowIncomplete, SourceLocked
 from etl_dagster.model import CopyTarget, EventBatch, Lsn, TableChoices, TableEvents, TableId, TableSchema
 from etl_dagster.model.slices import SLICE_TYPES
@@ -110,6 +110,8 @@ class Replicator:
             self._slot = agree_on_slot(self._source, self._store, self._tables, self._reporter)
             for record in self._tables.in_state(TableState.COPIED):
                 self._reporter.table_changed(record)  # it is this process that finishes what another one has copied
+                # It may have read keys again, of which the destination knows and the record does not.
+                self._tables.amend(record.table, copy_end=self._source.inserted_position())
             agree_with_destination(self._destination, self._tables, self._slot)
             # Windows begin where the last one ended, even when it was not told: no older schema comes again.
             self._source.advance_slot(self._slot.position)
@@ -186,23 +188,34 @@ class Replicator:
 
         No more than are to be under way at once; the others do without a log until it is their turn.
         """
-        begun: list[CopyTarget] = []
         self._catalogue.settle(self.position)
         room = self._settings.copying_tables - len(self._tables.in_state(*COPYING_STATES))
-        for record in self._tables.in_state(TableState.INIT):
-            if len(begun) >= room:
-                break
-            if self._catalogue.may_begin(record.table, self.position) and not self._lost_slices(record):
-                begun.append(self._begin_copy(record))
-        self._copier.start(begun, self.position)
+        waiting = (
+            record
+            for record in self._tables.in_state(TableState.INIT)
+            if self._catalogue.may_begin(record.table, self.position) and not self._lost_slices(record)
+        )
+        begun: list[CopyTarget] = []
+        try:
+            begun.extend(map(self._prepare_copy, islice(waiting, max(0, room))))
+        finally:
+            if begun:
+                with self._tables.together():
+                    for target in begun:
+                        self._begin_copy(target)
+                self._copier.start(begun, self.position)
         return [target.table.id for target in begun]
 
-    def _begin_copy(self, record: TableRecord) -> CopyTarget:
+    def _prepare_copy(self, record: TableRecord) -> CopyTarget:
         schema = self._tables.schemas[record.table]
         if schema.left_out:
             self._reporter.notice(f"{schema.id} is copied without generated columns: {', '.join(schema.left_out)}")
         target = CopyTarget(schema, f"{schema.oid}_{uuid.uuid4().hex[:12]}", record.slices)
         self._destination.truncate_table(target)
+        return target
+
+    def _begin_copy(self, target: CopyTarget) -> None:
+        record = self._tables.records[target.table.id]
         replaced = record.replaced if record.slices else {}
         self._tables.move(
             record.table,
@@ -213,7 +226,6 @@ class Replicator:
             replaced=replaced,
         )
         self._catalogue.begun(record.table)
-        return target
 
     def _lost_slices(self, record: TableRecord) -> bool:
         """Whether the column is gone, or another one now, by which the slices to copy were told."""
@@ -435,13 +447,14 @@ class Replicator:
             if record.table in self._copier.jobs and record.state not in COPYING_STATES:
                 self._copier.drop(record.table)
         ended = self._copier.poll()
-        for outcome in ended:
-            if isinstance(outcome, CopyJob):
-                self._chunks_done(outcome)
-            else:
-                self._copy_failed(outcome)
-        finished = [self._finish_copy(record) for record in self._tables.in_state(TableState.COPIED)]
-        return bool(ended) or any(finished)
+        if done := [job for job in ended if isinstance(job, CopyJob)]:
+            with self._tables.together():
+                for job in done:
+                    self._chunks_done(job)
+        for error in ended:
+            if isinstance(error, EtlError):
+                self._copy_failed(error)
+        return self._finish_copies() or bool(ended)
 
     def _chunks_done(self, job: CopyJob) -> None:
         record = self._tables.records[job.table.id]
@@ -468,20 +481,34 @@ class Replicator:
             return
         self._pause(self._treat(error))
 
-    def _finish_copy(self, record: TableRecord) -> bool:
-        if record.table in self._copier.jobs or record.copy_end is None:
-            return False
-        if not passed(self.position, record.copy_end):
-            if passed(self.position, self._source.current_position()):
-                self._source.flush_wal()
-            return False
+    def _finish_copies(self) -> bool:
+        """Finish the copies that the stream has passed; returns whether there were any."""
+        staged = [
+            record for record in self._tables.in_state(TableState.COPIED) if record.table not in self._copier.jobs
+        ]
+        passed_by = [record for record in staged if passed(self.position, record.copy_end or Lsn(0))]
+        if len(passed_by) < len(staged) and passed(self.position, self._source.current_position()):
+            self._source.flush_wal()
+        finished: dict[TableId, int | None] = {}
+        try:
+            for record in passed_by:
+                if (result := self._finish_copy(record)) is not None:
+                    finished[record.table] = result.rows
+        finally:
+            if finished:
+                with self._tables.together():
+                    for table, rows in finished.items():
+                        self._tables.move(table, TableState.READY, rows=rows)
+        return bool(passed_by)
+
+    def _finish_copy(self, record: TableRecord) -> CopyResult | None:
+        """What came of it; None when keys have to be read again first."""
         target = self._tables.copy_target(record)
         result = self._destination.finish_copy(target, self.position)
         if result.undecided is not None:
             self._copier.start([target], self.position, result.undecided)
-            return True
-        self._tables.move(record.table, TableState.READY, rows=result.rows)
-        return True
+            return None
+        return result
 
 
 class _ReadClock:

@@ -55,8 +55,13 @@ class Catalogue:
         published = {table: self.chosen(schema) for table, schema in self._source.tables().items()}
         files = self._source.files(list(published.values()))
         read_at = self._source.current_position()
-        for table, schema in published.items():
-            self._refresh_table(schema, files.get(table, ()), position, read_at)
+        new = published.keys() - self._tables.records.keys()
+        if new:
+            with self._tables.together():
+                for table in sorted(new):
+                    self._refresh_table(published[table], files.get(table, ()), position, read_at)
+        for table in published.keys() - new:
+            self._refresh_table(published[table], files.get(table, ()), position, read_at)
         for table, record in list(self._tables.records.items()):
             if table not in published and record.state is not TableState.REMOVED:
                 self._leave(record)

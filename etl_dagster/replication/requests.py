@@ -5,7 +5,7 @@ from __future__ import annotations
 from etl_dagster.model import Slice
 from etl_dagster.replication.copying import Copier
 from etl_dagster.replication.lifecycle import RESYNC_ASKED, SLICES_ASKED
-from etl_dagster.replication.report import Reporter
+from etl_dagster.replication.report import Reporter, told_slices
 from etl_dagster.replication.tables import COPYING_STATES, Tables
 from etl_dagster.store.base import Request, RequestKind, Store, TableRecord, TableState
 
@@ -54,8 +54,8 @@ class Requests:
     def _copy_slices(self, record: TableRecord, slices: tuple[Slice, ...]) -> bool:
         """Slices of a table of which others are being copied wait until those are done."""
         if record.state is TableState.QUARANTINED:
-            names = ", ".join(each.name for each in slices)
-            self._reporter.notice(f"{record.table} is quarantined, so that its slices {names} cannot be copied")
+            which = told_slices([each.name for each in slices])
+            self._reporter.notice(f"Slices of {record.table}{which} cannot be copied: it is quarantined")
             return True
         if record.state in COPYING_STATES:
             return not record.slices  # the whole copy that runs brings them

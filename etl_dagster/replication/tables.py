@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from etl_dagster.model import CopyTarget, Lsn, Route, Slice, TableId, TableSchema
@@ -32,6 +33,10 @@ class Tables:
     def in_state(self, *states: TableState) -> list[TableRecord]:
         """Records in any of the states."""
         return [record for record in self.records.values() if record.state in states]
+
+    def together(self) -> AbstractContextManager[None]:
+        """What is saved inside is one commit; no copy may be dropped meanwhile, since that waits for threads."""
+        return self._store.together()
 
     def add(self, table: TableId) -> None:
         """Begin the life of a table."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
 
@@ -203,6 +204,14 @@ class StateStore(ABC):
 
     def close(self) -> None:
         """Release everything; safe to call twice."""
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What this thread writes inside becomes durable at once, at the end; other threads wait until then.
+
+        An error undoes all of it. Not to be nested.
+        """
+        yield
 
     @abstractmethod
     def slot(self) -> SlotRecord | None:

@@ -61,6 +61,7 @@ class PostgresStore(SqlStore):
         self._lock = RLock()
         self._connection: psycopg.Connection[Any] | None = None
         self._opened = False
+        self._joint: Transaction | None = None
 
     def open(self) -> None:
         with self._lock, self._translated():
@@ -83,17 +84,39 @@ class PostgresStore(SqlStore):
 
         return self._transact(alone)
 
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        with self._lock, self._translated():
+            self._require_open()
+            with self._transaction() as joint:
+                joint.run(_LOCK, f"{self._config.schema_}/{self._pipeline}")
+                self._joint = joint
+                try:
+                    yield
+                finally:
+                    self._joint = None
+
     def _transact(self, work: Callable[[Transaction], T]) -> T:
         with self._lock, self._translated():
-            if not self._opened:
-                raise InternalError(f"The state store {self._where} is not open")
+            self._require_open()
+            if self._joint is not None:
+                return work(self._joint)
             what = f"State store {self._where}"
             return retry(lambda: self._attempt(work), what=what, when=_is_gone, backoff=RECONNECT)
 
+    def _require_open(self) -> None:
+        if not self._opened:
+            raise InternalError(f"The state store {self._where} is not open")
+
     def _attempt(self, work: Callable[[Transaction], T]) -> T:
+        with self._transaction() as transaction:
+            return work(transaction)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Transaction]:
         connection = self._connected()
         with connection.transaction(), connection.cursor() as cursor:
-            return work(_PostgresTransaction(cursor, self._config.schema_))
+            yield _PostgresTransaction(cursor, self._config.schema_)
 
     def _connected(self) -> psycopg.Connection[Any]:
         if self._connection is not None and self._connection.closed:

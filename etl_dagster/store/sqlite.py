@@ -44,6 +44,7 @@ class SqliteStore(SqlStore):
         self._path = path
         self._lock = RLock()
         self._connection: sqlite3.Connection | None = None
+        self._joint: Transaction | None = None
 
     def open(self) -> None:
         with self._lock, _translated(self._path):
@@ -69,13 +70,31 @@ class SqliteStore(SqlStore):
         # The write lock is taken first: one taken after a read could not be waited for.
         return self._transact("BEGIN IMMEDIATE", work)
 
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        with self._lock, self._transaction("BEGIN IMMEDIATE") as joint:
+            self._joint = joint
+            try:
+                yield
+            finally:
+                self._joint = None
+
     def _transact(self, begin: str, work: Callable[[Transaction], T]) -> T:
-        with self._lock, _translated(self._path):
+        with self._lock:
+            if self._joint is not None:
+                with _translated(self._path):
+                    return work(self._joint)
+            with self._transaction(begin) as transaction:
+                return work(transaction)
+
+    @contextmanager
+    def _transaction(self, begin: str) -> Iterator[Transaction]:
+        with _translated(self._path):
             if self._connection is None:
                 raise InternalError(f"The state store {self._path} is not open")
             with self._connection:
                 self._connection.execute(begin)
-                return work(_SqliteTransaction(self._connection))
+                yield _SqliteTransaction(self._connection)
 
     def _make_folder(self) -> None:
         # One level only, so that a mistyped path is an error and not a new tree of folders.

@@ -227,6 +227,38 @@ def test_a_range_plan_is_replaced_per_table(store: Store) -> None:
     assert (store.range_plan(ORDERS), store.range_plan(ODD)) == (newer, odd)
 
 
+def test_what_is_written_together_is_there_at_the_end_or_not_at_all(open_pipeline: Open) -> None:
+    store = open_pipeline("shop")
+    with store.together():
+        store.add_request(asked := _request("a"))
+        store.save_table(_copying("c"))
+        store.add_chunks(ORDERS, "c", [_chunk("1")])
+        assert list(store.requests()) == [asked]
+    store.close()
+    store.open()
+    assert (len(store.requests()), len(store.tables()), len(store.chunks("c"))) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("open_pipeline", ["sqlite", "postgres"], indirect=True)
+def test_an_error_undoes_what_was_to_be_written_together(store: Store) -> None:
+    with pytest.raises(ZeroDivisionError), store.together():
+        store.add_request(_request("a"))
+        raise ZeroDivisionError
+    assert not store.requests()
+    store.add_request(_request("b"))
+    assert len(store.requests()) == 1
+
+
+def test_threads_wait_for_what_is_written_together(store: Store) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        with store.together():
+            store.add_request(_request("a"))
+            other = pool.submit(store.add_request, _request("b"))
+            store.add_request(_request("c"))
+        other.result()
+    assert {request.request_id for request in store.requests()} == {"a", "b", "c"}
+
+
 def test_a_mapping_is_remembered_per_table(store: Store) -> None:
     store.save_mapping(TableMapping(table=ORDERS, destination_table="old"))
     store.save_mapping(TableMapping(table=ORDERS, destination_table="shop.orders"))

@@ -13,9 +13,9 @@ from weakref import WeakSet
 import pyarrow as pa
 
 from etl_dagster.destinations.duckdb.config import DuckDbConfig
-from etl_dagster.destinations.duckdb.errors import translate
+from etl_dagster.destinations.duckdb.errors import is_out_of_memory, translate
 from etl_dagster.destinations.duckdb.file import Turn, require_duckdb
-from etl_dagster.errors import DestinationError, ErrorKind
+from etl_dagster.errors import ErrorKind, EtlError
 
 if TYPE_CHECKING:
     import duckdb
@@ -186,13 +186,11 @@ class Client:
     @contextmanager
     def widening(self) -> Iterator[None]:
         """Work that is worth another try when memory ran out: DuckDB cannot spill everything, and the limit is low."""
-        import duckdb
-
         limit = self._memory
         try:
             yield
-        except DestinationError as error:
-            if isinstance(error.__cause__, duckdb.OutOfMemoryException) and self._widen(limit):
+        except EtlError as error:
+            if is_out_of_memory(error.__cause__) and self._widen(limit):
                 error.kind = ErrorKind.DESTINATION_UNAVAILABLE
             raise
 

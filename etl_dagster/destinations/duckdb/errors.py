@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from etl_dagster.errors import DestinationError, ErrorKind, EtlError, TableError, ValueUnrepresentable
 
 _RETRY = "Another writer was in the way; try again"
@@ -19,7 +21,7 @@ KINDS: dict[str, tuple[ErrorKind, str]] = {
     "HTTPException": (ErrorKind.DESTINATION_UNAVAILABLE, _FILE),
     "FatalException": (ErrorKind.DESTINATION_UNAVAILABLE, "Start the process again; check the disk"),
     "ConnectionException": (ErrorKind.DESTINATION_REFUSED, "Open the file once per process, with one configuration"),
-    "OutOfMemoryException": (ErrorKind.DESTINATION_REFUSED, "Raise memory_limit, or lower threads"),
+    "OutOfMemoryException": (ErrorKind.TABLE, "Raise memory_limit, or lower threads; then re-sync the table"),
     "PermissionException": (ErrorKind.DESTINATION_REFUSED, _FILE),
     "SerializationException": (ErrorKind.DESTINATION_REFUSED, "The file is corrupt or of another DuckDB version"),
     "NotImplementedException": (ErrorKind.DESTINATION_REFUSED, _INSTALL),
@@ -46,14 +48,25 @@ KINDS: dict[str, tuple[ErrorKind, str]] = {
     "Error": (ErrorKind.DESTINATION_REFUSED, _OURS),
 }
 
+_OUT_OF_MEMORY, _NO_MEMORY = "OutOfMemoryException", "failed to pin block"
 _CLASSES: dict[ErrorKind, type[EtlError]] = {ErrorKind.TABLE: TableError, ErrorKind.VALUE: ValueUnrepresentable}
 # Messages of these kinds quote values of rows, which must not reach a log.
 _SECRETIVE = frozenset({ErrorKind.VALUE, ErrorKind.TABLE})
 
 
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether memory ran out; at the end of a transaction DuckDB reports that as a failed commit."""
+    names = list(_names(error))
+    return _OUT_OF_MEMORY in names or ("TransactionException" in names and _NO_MEMORY in str(error))
+
+
+def _names(error: BaseException | None) -> Iterator[str]:
+    return (cls.__name__ for cls in type(error).__mro__)
+
+
 def translate(error: Exception, doing: str, table: str | None = None) -> EtlError:
     """The error to raise for one of DuckDB's."""
-    name = next(cls.__name__ for cls in type(error).__mro__ if cls.__name__ in KINDS)
+    name = _OUT_OF_MEMORY if is_out_of_memory(error) else next(found for found in _names(error) if found in KINDS)
     kind, hint = KINDS[name]
     detail = name if kind in _SECRETIVE else f"{name}: {_first_line(error)}"
     if kind in _CLASSES and table is None:
