@@ -16,7 +16,7 @@ _HEAP = """
 SELECT c.oid, coalesce(pg_relation_filenode(c.oid), 0),
        coalesce(pg_relation_size(c.oid), 0) / current_setting('block_size')::int,
        CASE WHEN c.relpages > 0 AND c.reltuples > 0 THEN c.reltuples / c.relpages ELSE 0 END,
-       current_setting('block_size')::int
+       coalesce(pg_relation_size(c.oid), 0) + coalesce(pg_relation_size(nullif(c.reltoastrelid, 0)), 0)
 FROM pg_class c WHERE c.relkind = 'r' AND c.oid """
 _OWN = _HEAP + "= %s"
 # Given as a list, since the planner takes any tree to have a thousand members, and would read all of pg_class.
@@ -36,23 +36,19 @@ class Heap:
 
     Attributes:
         density: Rows in a block, as the last VACUUM or ANALYZE found; 0 when there was none yet.
+        bytes: Size of the file, and of the one that holds its large values.
     """
 
     relation: int
     filenode: int
     blocks: int
     density: float
-    block_size: int
+    bytes: int
 
     @property
     def rows(self) -> float:
         """Rows expected."""
         return self.density * self.blocks
-
-    @property
-    def bytes(self) -> int:
-        """Size of the file."""
-        return self.blocks * self.block_size
 
 
 def read_heaps(connection: Connection, table: TableSchema) -> list[Heap]:

@@ -51,15 +51,14 @@ def plan_chunks(
 
 
 def _block_ranges(heap: Heap, chunk_bytes: int, rows: float, slices: Sequence[Slice] = ()) -> Iterator[ChunkPlan]:
-    step = max(1, chunk_bytes // heap.block_size)
+    per_block = max(1, heap.bytes // max(1, heap.blocks))
+    step = max(1, chunk_bytes // per_block)
     starts = range(0, max(1, heap.blocks), step)
     for first in starts:
         last = first + step if first != starts[-1] else None
         blocks = min(step, heap.blocks - first)
         expected = round(rows * blocks / max(1, heap.blocks))
-        yield ChunkPlan(
-            heap.relation, heap.filenode, first, last, expected, blocks * heap.block_size, slices=tuple(slices)
-        )
+        yield ChunkPlan(heap.relation, heap.filenode, first, last, expected, blocks * per_block, slices=tuple(slices))
 
 
 def _plan_slices(

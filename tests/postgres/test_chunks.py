@@ -481,3 +481,12 @@ def test_row_filters_with_odd_names_and_functions_hold_for_copy_and_stream(
         TableId('S "x', "T b"): [{"I d": 2, "SELECT": "even"}, {"I d": 8, "SELECT": "Ä8"}],
         TableId("public", "T b"): [{"I d": 3, "other": 3}],
     }
+
+
+def test_values_stored_out_of_line_count_for_the_size_of_chunks(connect: Connect, source: PostgresSource) -> None:
+    admin = connect()
+    admin.execute("create table t(id int primary key, v text); alter table t alter v set storage external")
+    admin.execute("insert into t select i, repeat('x', 4000) || i from generate_series(1, 1200) i; analyze t")
+    plans = source.plan_chunks(published(source), 1 << 20)
+    assert len(plans) >= 5
+    assert sum(plan.bytes for plan in plans) >= 1200 * 4000

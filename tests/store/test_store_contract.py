@@ -241,7 +241,9 @@ def test_what_is_written_together_is_there_at_the_end_or_not_at_all(open_pipelin
 
 @pytest.mark.parametrize("open_pipeline", ["sqlite", "postgres"], indirect=True)
 def test_an_error_undoes_what_was_to_be_written_together(store: Store) -> None:
-    with pytest.raises(ZeroDivisionError), store.together():
+    with ExitStack() as stack:
+        stack.enter_context(pytest.raises(ZeroDivisionError))
+        stack.enter_context(store.together())
         store.add_request(_request("a"))
         raise ZeroDivisionError
     assert not store.requests()
