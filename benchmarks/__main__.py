@@ -43,16 +43,18 @@ class Bench:
 
     def copy(self) -> None:
         """(a) Full copy."""
-        ours, discarded, adbc = self._rounds(
+        neighbours = self._neighbours
+        ours, discarded, discarded_at_once, adbc = self._rounds(
             "Full copy",
             self._sizes.rows,
-            {"ours: sync into DuckDB": self._fresh_sync, "psql: COPY discarded": self._neighbours.copy_discarded}
-            | {"ADBC into DuckDB": self._neighbours.adbc},
+            {"ours: sync into DuckDB": self._fresh_sync, "psql: COPY discarded": neighbours.copy_discarded}
+            | {"psql: the same over two": neighbours.copies_discarded, "ADBC into DuckDB": neighbours.adbc},
         )
         self._ours.verify()
         self.figures.add(
             copy_rows_per_s=ours.rate,
             copy_vs_copy_discard=ours.rate / discarded.rate,
+            copy_vs_two_copies_discard=ours.rate / discarded_at_once.rate,
             copy_vs_adbc_duckdb=ours.rate / adbc.rate,
             copy_peak_rss_mb=ours.peak_mb,
         )

@@ -6,7 +6,10 @@ import json
 import re
 import shutil
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import yaml
@@ -88,6 +91,23 @@ class Neighbours:
     def copy_discarded(self) -> Measured:
         """PostgreSQL's own client, one connection, which throws away what it reads."""
         statement = "COPY bench TO STDOUT (FORMAT binary)"
+        return run_program([str(self._bindir / "psql"), *database(self._dsn), "-Xqc", statement])
+
+    def copies_discarded(self) -> Measured:
+        """The same over as many connections as ours, each of which reads its share of the pages."""
+        pages = self._workload.pages()
+        ends = [pages * k // COPY_CONNECTIONS for k in range(COPY_CONNECTIONS)] + [2**32 - 1]
+        began = time.perf_counter()
+        with ThreadPoolExecutor(COPY_CONNECTIONS) as pool:
+            shares = list(pool.map(self._share_discarded, pairwise(ends)))
+        seconds = time.perf_counter() - began
+        cpu, peak = sum(share.cpu_seconds for share in shares), sum(share.peak_mb for share in shares)
+        return Measured(seconds, seconds, cpu, peak)
+
+    def _share_discarded(self, pages: tuple[int, int]) -> Measured:
+        first, end = pages
+        share = f"SELECT * FROM bench WHERE ctid >= '({first},0)' AND ctid < '({end},0)'"
+        statement = f"COPY ({share}) TO STDOUT (FORMAT binary)"
         return run_program([str(self._bindir / "psql"), *database(self._dsn), "-Xqc", statement])
 
     def adbc(self) -> Measured:

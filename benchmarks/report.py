@@ -17,6 +17,7 @@ from benchmarks.workload import Sizes
 _TARGETS = (
     ("catchup_vs_pg_recvlogical", ">=", 1.0, "catch-up, rate against pg_recvlogical discarding"),
     ("copy_vs_copy_discard", ">=", 0.7, "copy, rate against COPY discarded"),
+    ("copy_vs_two_copies_discard", ">=", 0.8, "copy, rate against COPY discarded over two connections"),
     ("copy_vs_adbc_duckdb", ">=", 1.3, "copy, rate against ADBC into DuckDB"),
     ("peak_rss_mb", "<=", 500.0, "peak memory of our process, MB"),
     ("idle_sync_s", "<=", 2.0, "sync with nothing to do, whole process, s"),
