@@ -24,9 +24,9 @@ from etl_dagster.errors import ConfigError, ErrorKind, EtlError, StateError
 from etl_dagster.model import Landing, Lsn, Slice, TableId, TableSchema
 from etl_dagster.pipeline.slices import TableSlices
 from etl_dagster.pipeline.status import Comparison, Pending, PipelineStatus, table_statuses
-from etl_dagster.postgres import CheckResult, PostgresSource, check, check_slices, compare_table
+from etl_dagster.postgres import CheckResult, Difference, PostgresSource, check, check_slices, compare_table
 from etl_dagster.replication import LogReporter, Replicator, Reporter, Stop
-from etl_dagster.retry import Backoff, Retrier
+from etl_dagster.retry import Backoff, Retrier, retry
 from etl_dagster.store import open_store
 from etl_dagster.store.base import Request, RequestKind, Store, TableRecord, TableState
 
@@ -316,8 +316,11 @@ class Pipeline:
         return comparisons
 
     def _compared(self, schema: TableSchema, record: TableRecord) -> Comparison:
-        rows = present_rows(schema, self._destination.read_table(schema))
-        found = compare_table(self.config.source.connection, schema, rows)
+        def compare() -> Difference:
+            rows = present_rows(schema, self._destination.read_table(schema))
+            return compare_table(self.config.source.connection, schema, rows)
+
+        found = retry(compare, what=f"the comparison of {record.table}", when=_is_destination_away)
         return Comparison(found.missing, found.extra, found.rows, found.sample_keys, record.replaced)
 
     def close(self) -> None:
@@ -416,6 +419,10 @@ class Pipeline:
 def _is_out(record: TableRecord) -> bool:
     """The pipeline does nothing for the table."""
     return record.state is TableState.REMOVED or (record.state is TableState.QUARANTINED and not record.held)
+
+
+def _is_destination_away(error: Exception) -> bool:
+    return isinstance(error, EtlError) and error.kind is ErrorKind.DESTINATION_UNAVAILABLE
 
 
 def _as_it_lands(result: CheckResult, landing: Landing | None) -> CheckResult:

@@ -186,7 +186,7 @@ class DuckDbDestination(Destination):
         """None once they can be read, then the rows of a live table."""
         columns = ", ".join(quoted(field.name) for field in schema)
         with self._file.use() as opened, opened.session() as session:
-            with translated("read a table", str(table.id)):
+            with opened.widening(), translated("read a table", str(table.id)):
                 found = session.reader(f"SELECT {columns} FROM {live_name(table.id)}")
             yield None
             for batch in found:
