@@ -44,6 +44,12 @@ def test_while_a_run_hands_over_its_successor_is_asked_for_but_only_one(project:
     assert isinstance(project.tick(), dg.SkipReason)
 
 
+def test_a_copy_that_waits_in_the_queue_does_not_keep_the_stream_waiting(project: Project) -> None:
+    job = project.defs.resolve_job_def("test__resync_all")
+    project.instance.create_run_for_job(job, tags={PIPELINE_TAG: "test"}, status=dg.DagsterRunStatus.NOT_STARTED)
+    assert wait_reason(project, held=True) is None
+
+
 def test_a_re_execution_does_not_take_after_the_run_before_it(project: Project) -> None:
     first = started(project)
     project.instance.report_run_canceled(first)
