@@ -21,6 +21,8 @@ BUSY_SECONDS = 60.0
 TURN_SECONDS = 2.0
 # How long work may be in the hands of another process before a run by hand gives up waiting for it.
 PATIENCE_SECONDS = 3600.0
+# 10, 20 and 40 s: the engine itself has waited longer than that for its source by then.
+MAX_RETRIES, RETRY_SECONDS = 3, 10.0
 
 
 class ReplicationSession:
@@ -160,3 +162,18 @@ def errors_as_failures() -> Iterator[None]:
         metadata = {"etl/error_kind": str(error.kind), "etl/hint": error.hint}
         retry = action_for(error) is Action.RETRY
         raise dg.Failure(description=str(error), metadata=metadata, allow_retries=retry) from error
+
+
+@contextmanager
+def errors_as_retries(context: dg.OpExecutionContext) -> Iterator[None]:
+    """Likewise, and have the step begin again after an error that may go away by itself.
+
+    A retry policy would begin it again also when somebody ends the run, which then goes on.
+    """
+    try:
+        with errors_as_failures():
+            yield
+    except dg.Failure as failure:
+        if not failure.allow_retries:
+            raise
+        raise dg.RetryRequested(MAX_RETRIES, RETRY_SECONDS * 2**context.retry_number) from failure

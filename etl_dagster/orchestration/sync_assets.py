@@ -11,20 +11,20 @@ from dataclasses import dataclass
 
 import dagster as dg
 
+from etl_dagster.errors import EtlError
 from etl_dagster.model import TableId
 from etl_dagster.orchestration.metadata import TableCopy, sync_metadata
 from etl_dagster.orchestration.partitions import WHOLE_TABLE, publish_ranges
 from etl_dagster.orchestration.parts import PipelineParts
 from etl_dagster.orchestration.pools import PoolNames
 from etl_dagster.orchestration.reporting import Event, RunReport, log_event, partition_events
-from etl_dagster.orchestration.session import PATIENCE_SECONDS, ReplicationSession, enter_session, errors_as_failures
+from etl_dagster.orchestration.session import PATIENCE_SECONDS, ReplicationSession, enter_session, errors_as_retries
 from etl_dagster.orchestration.translator import ReplicationTranslator, Tables, output_name, ranges_of, rule_of
 from etl_dagster.orchestration.wide_graph import assets_of, chain
 from etl_dagster.store import TableRecord, TableState
 from etl_dagster.store.base import Request, RequestKind
 
 ASK, COPY = "ask_for_copies", "copy_tables"
-RETRIES = dg.RetryPolicy(max_retries=3, delay=10, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.FULL)
 # A run costs three seconds besides its work; one with this many days or ranges is still worth repeating when it fails.
 BACKFILL_POLICY = dg.BackfillPolicy.multi_run(max_partitions_per_run=100)
 
@@ -67,13 +67,12 @@ class TableSyncs:
             name=self._op_name(ASK),
             out=dg.Out(dg.Nothing),
             required_resource_keys={self.parts.names.session},
-            retry_policy=RETRIES,
             pool=self.pools.destination,
         )
         def ask_for_copies(context: dg.OpExecutionContext) -> None:
             """Put what is to be copied into the pipeline's queue; tables that never ran are copied anyway."""
             session = enter_session(context, self.parts)
-            with errors_as_failures():
+            with errors_as_retries(context):
                 for table in self._selected(context):
                     if session.pipeline.record(table) is not None:
                         slices = _slices(context.partition_keys)
@@ -87,14 +86,13 @@ class TableSyncs:
             ins={"start": dg.In(dg.Nothing)},
             out={name: dg.Out(dg.Nothing, is_required=False) for name in self._outputs()},
             required_resource_keys={self.parts.names.session},
-            retry_policy=RETRIES,
             pool=self.pools.source,
         )
         def copy_tables(context: dg.OpExecutionContext) -> Iterator[dg.Output[None]]:
             """See the copies through; then tell Dagster, which need not keep the pipeline from others."""
             session, tables = enter_session(context, self.parts), self._selected(context)
             requests = [_request(context, table) for table in tables]
-            with errors_as_failures():
+            with errors_as_retries(context):
                 see_through(session, lambda: all(_is_done(session, each) for each in requests), self.patience_seconds)
                 outcome = _Outcome.of(session, self.translator, tables)
                 session.release()
@@ -169,8 +167,13 @@ class _Outcome:
 def see_through(session: ReplicationSession, done: Callable[[], bool], patience_seconds: float) -> None:
     """Do what was asked for, or wait while another process that holds the pipeline does."""
     replicator = session.replicator_or_work_done(done, patience_seconds)
-    if replicator is not None:
+    if replicator is None:
+        return
+    try:
         replicator.sync()
+    except EtlError:
+        session.release()  # a retry begins with new connections
+        raise
 
 
 def bystander_events(

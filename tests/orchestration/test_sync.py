@@ -64,6 +64,16 @@ def test_several_tables_are_copied_by_one_run(project: Project) -> None:
     assert len(project.copies(ORDERS)) == len(project.copies(ITEMS)) == 2
 
 
+def test_a_table_that_is_taken_out_fails_the_run_after_the_others_are_told(project: Project) -> None:
+    project.micro_batch()
+    project.execute("update shop.orders set amount = 'NaN' where id = 7")
+    result = sync(project, ORDERS, ITEMS)
+    assert not result.success
+    [failure] = [event for event in result.all_events if event.is_step_failure]
+    assert "shop.orders is quarantined" in str(failure.step_failure_data.user_failure_data.description)
+    assert len(project.copies(ITEMS)) == 2
+
+
 def test_a_sync_waits_while_the_process_that_holds_the_pipeline_does_the_copy(project: Project) -> None:
     project.micro_batch()
     project.damage("delete from shop.orders where id <= 100")
