@@ -98,6 +98,11 @@ class Workload:
         self._do(_CHANGES)
         self.settle()
 
+    def index(self, column: str) -> None:
+        """Let the server find rows by a column."""
+        self._do(f"CREATE INDEX ON bench ({column})")
+        self.settle()
+
     def settle(self) -> None:
         """Make a later read cost the same for whoever comes first."""
         self._do("VACUUM (ANALYZE) bench")
