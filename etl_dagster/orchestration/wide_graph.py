@@ -10,7 +10,7 @@ import dagster as dg
 class WideGraph(dg.GraphDefinition):
     """A chain of ops whose last one has all outputs; it knows them by name.
 
-    Dagster looks through all outputs for each of them, several times: most of a minute for 10,000.
+    Dagster looks through all outputs for each of them, several times: with 10,000 that is most of validating them.
     """
 
     @cached_property
