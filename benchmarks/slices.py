@@ -56,7 +56,7 @@ def _measure(ours: Ours, rule: dict[str, object], rounds: int, share: float) -> 
     each = json.dumps([round(seconds, 3) for seconds in facts["each"]])
     print(
         f"one of {facts['slices']} slices by {rule['type']} ({median(facts['rows']):,.0f} rows): {cost * 1000:.0f} ms, "
-        f"{cost / share:.2f} x its share (promise {_PROMISE:.1f}), CPU of our process {median(facts['cpu']) * 1000:.0f} "
+        f"{cost / share:.2f} x its share (promise {_PROMISE:.1f}), our CPU {median(facts['cpu']) * 1000:.0f} "
         f"ms; planned in {facts['planning'] * 1000:.0f} ms; all: {each}",
         flush=True,
     )
