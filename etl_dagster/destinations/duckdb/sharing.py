@@ -5,6 +5,7 @@ It is opened by the first use, and closed between uses once it has been idle for
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import Counter
@@ -15,6 +16,8 @@ from pathlib import Path
 from etl_dagster.destinations.duckdb.client import Client, connect, translated
 from etl_dagster.destinations.duckdb.config import DuckDbConfig
 from etl_dagster.errors import DestinationError
+
+logger = logging.getLogger(__name__)
 
 # How long it stays closed at least: several attempts of one who waits.
 PAUSE_SECONDS = 0.2
@@ -97,7 +100,13 @@ class SharedFile:
             self._leave(thread, staging)
 
     def rest(self, *, idle: bool) -> None:
-        """Let go of the file if it is time, at once or when those who use it have ended."""
+        """Let go of the file if it is time, at once or when those who use it have ended; what goes wrong is logged."""
+        try:
+            self._rest(idle=idle)
+        except DestinationError as error:
+            logger.warning("%s", error)
+
+    def _rest(self, *, idle: bool) -> None:
         with self._turn:
             if self._client is None or self._draining or not self._is_due(idle):
                 return
@@ -186,12 +195,16 @@ class SharedFile:
         return int(found[0][0])
 
     def _close(self) -> None:
-        if self._client is not None:
-            self._memory = self._client.memory
-            self._client.close()
-            self._client = None
-            self._closed_at = self._clock()
-        self._end_drain()
+        client, self._client = self._client, None
+        try:
+            if client is not None:
+                self._memory = client.memory
+                with translated("close the file"):
+                    client.close()
+        finally:
+            if client is not None:
+                self._closed_at = self._clock()
+            self._end_drain()
 
     def _end_drain(self) -> None:
         self._draining = False
