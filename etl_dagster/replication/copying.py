@@ -120,6 +120,8 @@ class Copier:
         writers = self._source.writers([target.table for target in targets])
         for target in targets:
             barrier = {writer.virtual_transaction for writer in writers if writer.table == target.table.id}
+            if reread is not None and target.slices:
+                barrier = set()  # what such a transaction changes is in the log before the rows are used
             self.jobs[target.table.id] = CopyJob(target, seen_lsn, barrier, reread)
 
     def drop(self, table: TableId) -> None:

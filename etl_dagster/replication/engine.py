@@ -10,21 +10,20 @@ from __future__ import annotations
 
 import gc
 import threading
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
-from itertools import chain, islice
+from itertools import chain
 from time import monotonic
 from types import TracebackType
 from typing import Protocol, Self
 
-from etl_dagster.destinations.base import CopyResult, Destination
+from etl_dagster.destinations.base import Destination
 from etl_dagster.errors import EtlError, PublicationTooNew, RowIncomplete, SourceLocked
-from etl_dagster.model import CopyTarget, EventBatch, Lsn, TableChoices, TableEvents, TableId, TableSchema
-from etl_dagster.model.slices import SLICE_TYPES
+from etl_dagster.model import EventBatch, Lsn, TableChoices, TableEvents, TableId, TableSchema
 from etl_dagster.replication.agreement import agree_on_slot, agree_with_destination, begin_anew
-from etl_dagster.replication.copying import Copier, CopyJob, RelationRewritten
+from etl_dagster.replication.copies import Copies
+from etl_dagster.replication.copying import Copier, RelationRewritten
 from etl_dagster.replication.policy import Action, action_for
 from etl_dagster.replication.ports import Source, Window
 from etl_dagster.replication.quarantine import Quarantine
@@ -32,7 +31,7 @@ from etl_dagster.replication.refresh import Catalogue
 from etl_dagster.replication.report import BatchReport, LogReporter, Reporter
 from etl_dagster.replication.requests import Requests
 from etl_dagster.replication.stream import WindowSizer, passed, pieces
-from etl_dagster.replication.tables import COPYING_STATES, Tables
+from etl_dagster.replication.tables import Tables
 from etl_dagster.retry import Retrier
 from etl_dagster.settings import ReplicationSettings
 from etl_dagster.store.base import Store, TableRecord, TableState
@@ -122,6 +121,15 @@ class Replicator:
             self._catalogue = Catalogue(
                 self._source, self._destination, self._tables, self._copier, self._choices, self._reporter
             )
+            self._copies = Copies(
+                self._source,
+                self._destination,
+                self._tables,
+                self._catalogue,
+                self._copier,
+                self._reporter,
+                self._settings.copying_tables,
+            )
             self._requests = Requests(self._store, self._tables, self._copier, self._reporter)
             self._quarantine = Quarantine(
                 self._destination, self._tables, self._catalogue, self._reporter, self._piece_bytes
@@ -132,7 +140,7 @@ class Replicator:
             self._refresh_if_possible()
             for problem in self._choices.unmatched(self._tables.schemas.values()):
                 self._reporter.notice(problem)
-            self._resume_copies()
+            self._copies.resume()
             self._stack = stack.pop_all()
         return self
 
@@ -188,53 +196,7 @@ class Replicator:
 
         No more than are to be under way at once; the others do without a log until it is their turn.
         """
-        self._catalogue.settle(self.position)
-        room = self._settings.copying_tables - len(self._tables.in_state(*COPYING_STATES))
-        waiting = (
-            record
-            for record in self._tables.in_state(TableState.INIT)
-            if self._catalogue.may_begin(record.table, self.position) and not self._lost_slices(record)
-        )
-        begun: list[CopyTarget] = []
-        try:
-            begun.extend(map(self._prepare_copy, islice(waiting, max(0, room))))
-        finally:
-            if begun:
-                with self._tables.together():
-                    for target in begun:
-                        self._begin_copy(target)
-                self._copier.start(begun, self.position)
-        return [target.table.id for target in begun]
-
-    def _prepare_copy(self, record: TableRecord) -> CopyTarget:
-        schema = self._tables.schemas[record.table]
-        if schema.left_out:
-            self._reporter.notice(f"{schema.id} is copied without generated columns: {', '.join(schema.left_out)}")
-        target = CopyTarget(schema, f"{schema.oid}_{uuid.uuid4().hex[:12]}", record.slices)
-        self._destination.truncate_table(target)
-        return target
-
-    def _begin_copy(self, target: CopyTarget) -> None:
-        record = self._tables.records[target.table.id]
-        replaced = record.replaced if record.slices else {}
-        self._tables.move(
-            record.table,
-            TableState.COPYING,
-            live=record.live,
-            copy_id=target.copy_id,
-            copy_start=self.position,
-            replaced=replaced,
-        )
-        self._catalogue.begun(record.table)
-
-    def _lost_slices(self, record: TableRecord) -> bool:
-        """Whether the column is gone, or another one now, by which the slices to copy were told."""
-        columns = {column.attnum: column.type.oid for column in self._tables.schemas[record.table].columns}
-        if all(columns.get(each.attnum) in SLICE_TYPES for each in record.slices):
-            return False
-        self._reporter.notice(f"Slices of {record.table} are not copied: their column is gone or has another type")
-        self._tables.move(record.table, TableState.READY)
-        return True
+        return self._copies.begin(self.position)
 
     def step(self) -> bool:
         """One pass of the loop; False when there was nothing to do."""
@@ -434,43 +396,12 @@ class Replicator:
 
     # -- copies -------------------------------------------------------------------------------------------------------
 
-    def _resume_copies(self) -> None:
-        """Go on with copies that an earlier process began, or that lost their job to an error."""
-        for record in self._tables.in_state(TableState.COPYING):
-            if record.table not in self._copier.jobs:
-                assert record.copy_start is not None
-                self._copier.start([self._tables.copy_target(record)], record.copy_start)
-
     def _move_copies(self) -> bool:
-        self._resume_copies()
-        for record in list(self._tables.records.values()):
-            if record.table in self._copier.jobs and record.state not in COPYING_STATES:
-                self._copier.drop(record.table)
-        ended = self._copier.poll()
-        if done := [job for job in ended if isinstance(job, CopyJob)]:
-            with self._tables.together():
-                for job in done:
-                    self._chunks_done(job)
+        ended = self._copies.collect()
         for error in ended:
             if isinstance(error, EtlError):
                 self._copy_failed(error)
-        return self._finish_copies() or bool(ended)
-
-    def _chunks_done(self, job: CopyJob) -> None:
-        record = self._tables.records[job.table.id]
-        end = Lsn(max(job.end_lsn, record.copy_end or 0))
-        if record.state is TableState.COPYING:
-            self._tables.move(
-                job.table.id,
-                TableState.COPIED,
-                live=record.live,
-                copy_id=record.copy_id,
-                copy_start=record.copy_start,
-                copy_end=end,
-            )
-            self._tables.count_replaced(job.table.id, job.replaced)
-        else:
-            self._tables.amend(job.table.id, copy_end=end)
+        return self._copies.finish(self.position) or bool(ended)
 
     def _copy_failed(self, error: EtlError) -> None:
         table = self._known(error.table)
@@ -480,35 +411,6 @@ class Replicator:
         if table is not None and action_for(error) is not Action.RETRY and self._outdated(table):
             return
         self._pause(self._treat(error))
-
-    def _finish_copies(self) -> bool:
-        """Finish the copies that the stream has passed; returns whether there were any."""
-        staged = [
-            record for record in self._tables.in_state(TableState.COPIED) if record.table not in self._copier.jobs
-        ]
-        passed_by = [record for record in staged if passed(self.position, record.copy_end or Lsn(0))]
-        if len(passed_by) < len(staged) and passed(self.position, self._source.current_position()):
-            self._source.flush_wal()
-        finished: dict[TableId, int | None] = {}
-        try:
-            for record in passed_by:
-                if (result := self._finish_copy(record)) is not None:
-                    finished[record.table] = result.rows
-        finally:
-            if finished:
-                with self._tables.together():
-                    for table, rows in finished.items():
-                        self._tables.move(table, TableState.READY, rows=rows)
-        return bool(passed_by)
-
-    def _finish_copy(self, record: TableRecord) -> CopyResult | None:
-        """What came of it; None when keys have to be read again first."""
-        target = self._tables.copy_target(record)
-        result = self._destination.finish_copy(target, self.position)
-        if result.undecided is not None:
-            self._copier.start([target], self.position, result.undecided)
-            return None
-        return result
 
 
 class _ReadClock:
