@@ -6,18 +6,19 @@ last one has no upper bound.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from difflib import get_close_matches
 from enum import StrEnum
 from itertools import pairwise
 from typing import Annotated, Literal
 from urllib.parse import quote
+from uuid import UUID
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from etl_dagster.model.table import Column, FrozenModel
+from etl_dagster.model.table import Column, FrozenModel, TableSchema
 
 # Dagster keeps a status for each partition and event, and its pages slow down with their number.
 MAX_SLICES = 5000
@@ -31,8 +32,9 @@ _NO_DATE = "must be a day, as year-month-day"
 _DATE, _TIMESTAMP, _TIMESTAMPTZ = 1082, 1114, 1184
 TIME_TYPES = {_DATE: "date", _TIMESTAMP: "timestamp", _TIMESTAMPTZ: "timestamptz"}
 TEXT_TYPES = {25: "text", 1043: "varchar"}
-RANGE_TYPES = {21: "int2", 23: "int4", 20: "int8", 2950: "uuid"} | TEXT_TYPES
-SLICE_TYPES = TIME_TYPES | RANGE_TYPES
+INTEGER_TYPES, UUID_TYPE = {21: "int2", 23: "int4", 20: "int8"}, 2950
+RANGE_TYPES = INTEGER_TYPES | {UUID_TYPE: "uuid"} | TEXT_TYPES
+_Place = tuple[int, bytes]
 
 
 class Slice(FrozenModel):
@@ -46,10 +48,12 @@ class Slice(FrozenModel):
         lower: As text that the column's type reads; None: no bound.
         upper: Likewise.
         nulls: Rows without a value belong to it too.
+        type_oid: The type that the column had when it was cut.
     """
 
     name: str
     attnum: int
+    type_oid: int
     lower: str | None
     upper: str | None
     nulls: bool = False
@@ -180,12 +184,20 @@ class RangePlan(FrozenModel):
     """Where the ranges of a table begin, as they were planned; they stay as they are, only the last one is cut again.
 
     Attributes:
+        relation: OID of the table that was planned.
         attnum: The column.
+        type_oid: Its type.
         bounds: Lower bounds of the second range and those after it, ascending.
     """
 
+    relation: int
     attnum: int
+    type_oid: int
     bounds: tuple[str, ...] = ()
+
+    def fits(self, schema: TableSchema, column: Column) -> bool:
+        """Whether it was made for this table and column, and not for one that was there before."""
+        return (self.relation, self.attnum, self.type_oid) == (schema.oid, column.attnum, column.type.oid)
 
     def slices(self, column: Column) -> list[Slice]:
         """The slices of the plan."""
@@ -197,8 +209,53 @@ def range_name(bound: str) -> str:
     return _RANGE_PREFIX + quote(bound, safe="").replace(".", "%2E")
 
 
+def merge_slices(slices: Iterable[Slice]) -> list[Slice]:
+    """The same rows in as few slices as can be: in order of column and bounds, apart from each other, none empty.
+
+    A window is empty where a time zone leaves out a day.
+    """
+    merged: list[Slice] = []
+    for part in sorted(slices, key=_begin):
+        if part.lower is not None and part.upper is not None and _place(part, part.lower) >= _place(part, part.upper):
+            continue
+        if merged and merged[-1].attnum == part.attnum and _touch(merged[-1], part):
+            merged[-1] = _join(merged[-1], part)
+        else:
+            merged.append(part)
+    return merged
+
+
+def _begin(part: Slice) -> tuple[int, bool, _Place]:
+    return part.attnum, part.lower is not None, (0, b"") if part.lower is None else _place(part, part.lower)
+
+
+def _touch(left: Slice, right: Slice) -> bool:
+    return left.upper is None or right.lower is None or _place(left, left.upper) >= _place(right, right.lower)
+
+
+def _join(left: Slice, right: Slice) -> Slice:
+    upper = None
+    if left.upper is not None and right.upper is not None:
+        upper = max(left.upper, right.upper, key=lambda bound: _place(left, bound))
+    return left.model_copy(update={"upper": upper, "nulls": left.nulls or right.nulls})
+
+
+def _place(part: Slice, bound: str) -> _Place:
+    """Where a bound stands among those of its type; windows of time are written so that their texts are in order."""
+    if part.type_oid in INTEGER_TYPES:
+        return int(bound), b""
+    return (UUID(bound).int, b"") if part.type_oid == UUID_TYPE else (0, bound.encode())
+
+
 def _cut(names: Sequence[str], bounds: Sequence[str | None], column: Column) -> list[Slice]:
     return [
-        Slice(name=name, attnum=column.attnum, lower=lower, upper=upper, nulls=lower is None)
+        Slice(
+            name=name,
+            attnum=column.attnum,
+            type_oid=column.type.oid,
+            lower=lower,
+            upper=upper,
+            nulls=lower is None,
+        )
         for name, (lower, upper) in zip(names, pairwise(bounds), strict=True)
     ]

@@ -40,7 +40,8 @@ class TableSlices:
         if len(bounds) + 1 < MAX_SLICES:
             found = source.plan_ranges(self._schema, self._column, self._rule.rows, bounds[-1] if bounds else None)
             bounds = (*bounds, *found)[: MAX_SLICES - 1]
-        plan = RangePlan(attnum=self._column.attnum, bounds=bounds)
+        column = self._column
+        plan = RangePlan(relation=self._schema.oid, attnum=column.attnum, type_oid=column.type.oid, bounds=bounds)
         if plan != known:
             self._store.save_range_plan(self._schema.id, plan)
 
@@ -51,16 +52,18 @@ class TableSlices:
             ConfigError: There is no such slice, or the table is out, so that only all of it can be copied.
         """
         table = record.table
-        if record.state in (TableState.QUARANTINED, TableState.REMOVED):
-            hint = f"Mend the cause, then resume {table}, or re-sync all of it"
-            raise ConfigError(f"Slices of {table} cannot be copied, since it is {record.state}", hint=hint)
         known = {each.name: each for each in self.now()}
         if not known:
             raise ConfigError(f"{table} has no slices", hint=self._why_none())
         if unknown := [name for name in names if name not in known]:
             raise ConfigError(f"{table} has no slice{_named(unknown[:1])}", hint=_nearest(unknown[0], list(known)))
         wanted = dict.fromkeys(names)
-        return () if len(wanted) == len(known) else tuple(known[name] for name in wanted)
+        if len(wanted) == len(known):
+            return ()
+        if record.state in (TableState.QUARANTINED, TableState.REMOVED):
+            hint = f"Mend the cause, then resume {table}, or copy all of its slices"
+            raise ConfigError(f"Slices of {table} cannot be copied, since it is {record.state}", hint=hint)
+        return tuple(known[name] for name in wanted)
 
     @property
     def _column(self) -> Column:
@@ -70,7 +73,7 @@ class TableSlices:
 
     def _known_plan(self) -> RangePlan | None:
         plan = self._store.range_plan(self._schema.id)
-        return plan if plan is not None and plan.attnum == self._column.attnum else None
+        return plan if plan is not None and plan.fits(self._schema, self._column) else None
 
     def _why_none(self) -> str:
         path = f"tables.{self._schema.id}.partitions"

@@ -14,11 +14,11 @@ from uuid import UUID
 from psycopg import sql
 
 from etl_dagster.model import ChunkPlan, Landing, Slice, TableSchema
-from etl_dagster.model.slices import TEXT_TYPES, TIME_TYPES
+from etl_dagster.model.slices import INTEGER_TYPES, TEXT_TYPES, TIME_TYPES, UUID_TYPE, merge_slices
 from etl_dagster.postgres.explain import Explained, Scan, explain, explain_rows
 from etl_dagster.postgres.heaps import Heap, heap_names, read_heaps, rows_of
 from etl_dagster.postgres.sessions import Connection, fetch_one
-from etl_dagster.postgres.slices import INTEGERS, UUID_OID, SliceColumn, is_never_null, merge, slice_column
+from etl_dagster.postgres.slices import SliceColumn, is_never_null, slice_column
 
 # Halves are as unlike as the values are, so a slice may take more cuts than there would be equal parts.
 _CUTS_PER_PART = 2
@@ -67,7 +67,7 @@ def _plan_slices(
     with connection.transaction():
         # A chunk is read by one process, and the planner has to reckon with no more.
         connection.execute("SET LOCAL max_parallel_workers_per_gather = 0")
-        planner = _SlicePlanner(connection, table, chunk_bytes, merge(table, _valued(connection, table, slices)))
+        planner = _SlicePlanner(connection, table, chunk_bytes, merge_slices(_valued(connection, table, slices)))
         names = heap_names(connection, heaps)
         plans = [plan for heap in heaps if heap.relation in names for plan in planner.plan(heap, names[heap.relation])]
     # Where no partition can hold a row of the slices: rows that come later are in the stream.
@@ -240,9 +240,9 @@ def _place(value: int | UUID | Decimal, oid: int) -> int:
 
 def _text(place: int, oid: int) -> str:
     """The value of a place."""
-    if oid == UUID_OID:
+    if oid == UUID_TYPE:
         return str(UUID(int=place))
-    if oid in INTEGERS:
+    if oid in INTEGER_TYPES:
         return str(place)
     if oid == _DATE:
         return (_EPOCH + timedelta(days=place)).date().isoformat()

@@ -195,8 +195,10 @@ def abandon(connection: Connection) -> None:
     connection.close()
 
 
-def fetch_one(connection: Connection, query: LiteralString | bytes, parameters: Sequence[Any] = ()) -> tuple[Any, ...]:
-    """The single row of a query that always has one."""
+def fetch_one(
+    connection: Connection, query: LiteralString | bytes, parameters: Sequence[Any] | None = None
+) -> tuple[Any, ...]:
+    """The single row of a query that always has one; without parameters, ``%`` in it is a character like others."""
     row = connection.execute(query, parameters).fetchone()
     assert row is not None
     return row

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
-from uuid import UUID
 
 from psycopg import sql
 
@@ -17,7 +16,6 @@ INTEGERS = (21, 23, 20)
 UUID_OID = 2950
 # Each row is compared with every slice in turn up to so many; beyond, a search among all bounds is cheaper.
 _COMPARED_ONE_BY_ONE = 8
-_Place = tuple[int, bytes]
 _TYPES = RANGE_TYPES | TIME_TYPES | dict.fromkeys(TEXT_TYPES, "text")
 
 # Which fields tell the provider and its locale depends on the version. Provider b orders by code points whatever its
@@ -70,7 +68,7 @@ class SliceColumn:
         return sql.SQL("({} OR {} IS NULL)").format(inside, self.value) if part.nulls else inside
 
     def within_any(self, parts: Sequence[Slice]) -> sql.Composable:
-        """The condition of slices that `merge` made."""
+        """The condition of slices that `merge_slices` made."""
         if len(parts) <= _COMPARED_ONE_BY_ONE:
             return sql.SQL("({})").format(sql.SQL(" OR ").join(map(self.within, parts)))
         bounds = [bound for part in parts for bound in (part.lower, part.upper) if bound is not None]
@@ -108,45 +106,9 @@ def slice_column(table: TableSchema, attnum: int) -> Column:
 
 
 def condition(connection: Connection, table: TableSchema, slices: Sequence[Slice]) -> sql.Composable:
-    """The condition of rows ``t`` that lie in any of these slices, of one table as `merge` made them."""
+    """The condition of rows ``t`` that lie in any of these slices, of one table as `merge_slices` made them."""
     parts = [
         SliceColumn(connection, table, slice_column(table, attnum)).within_any(list(group))
         for attnum, group in groupby(slices, key=lambda part: part.attnum)
     ]
     return sql.SQL("({})").format(sql.SQL(" OR ").join(parts))
-
-
-def merge(table: TableSchema, slices: Iterable[Slice]) -> list[Slice]:
-    """The same rows in as few slices as can be: in order of column and bounds, apart from each other."""
-    merged: list[Slice] = []
-    for part in sorted(slices, key=lambda part: _begin(table, part)):
-        if merged and merged[-1].attnum == part.attnum and _touch(table, merged[-1], part):
-            merged[-1] = _join(table, merged[-1], part)
-        else:
-            merged.append(part)
-    return merged
-
-
-def _begin(table: TableSchema, part: Slice) -> tuple[int, bool, _Place]:
-    return part.attnum, part.lower is not None, (0, b"") if part.lower is None else _place(table, part, part.lower)
-
-
-def _touch(table: TableSchema, left: Slice, right: Slice) -> bool:
-    if left.upper is None or right.lower is None:
-        return True
-    return _place(table, left, left.upper) >= _place(table, right, right.lower)
-
-
-def _join(table: TableSchema, left: Slice, right: Slice) -> Slice:
-    upper = None
-    if left.upper is not None and right.upper is not None:
-        upper = max(left.upper, right.upper, key=lambda bound: _place(table, left, bound))
-    return left.model_copy(update={"upper": upper, "nulls": left.nulls or right.nulls})
-
-
-def _place(table: TableSchema, part: Slice, bound: str) -> _Place:
-    """Where a bound stands among those of its column; windows of time are written so that their texts are in order."""
-    oid = slice_column(table, part.attnum).type.oid
-    if oid in INTEGERS:
-        return int(bound), b""
-    return (UUID(bound).int, b"") if oid == UUID_OID else (0, bound.encode())

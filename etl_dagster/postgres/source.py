@@ -32,12 +32,14 @@ _IDENTITY = """
 SELECT (SELECT system_identifier::text FROM pg_control_system()), current_setting('server_version_num')::int,
        pg_is_in_recovery()
 """
-_POSITION = """
-SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END - '0/0'::pg_lsn
+# Flushed and inserted; on a standby both are what it has replayed.
+_ENDS = """
+SELECT pg_last_wal_replay_lsn() - '0/0'::pg_lsn, pg_last_wal_replay_lsn() - '0/0'::pg_lsn WHERE pg_is_in_recovery()
+UNION ALL
+SELECT pg_current_wal_flush_lsn() - '0/0'::pg_lsn, pg_current_wal_insert_lsn() - '0/0'::pg_lsn
+WHERE NOT pg_is_in_recovery()
 """
-_INSERTED = """
-SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END - '0/0'::pg_lsn
-"""
+_PAGE = 8192
 # A commit that has written WAL flushes all WAL before it; a transactional message is the least that writes some.
 _MESSAGE = """
 SELECT set_config('synchronous_commit', 'local', true), pg_logical_emit_message(true, 'etl-dagster', '')
@@ -113,12 +115,24 @@ class PostgresSource:
             raise locks.fence_lost(self._slot)
 
     def current_position(self) -> Lsn:
-        with self._sessions.ordinary("cannot read the WAL position") as connection:
-            return Lsn(fetch_one(connection, _POSITION)[0])
+        return self._ends()[0]
 
     def inserted_position(self) -> Lsn:
+        return self._ends()[1]
+
+    def _ends(self) -> tuple[Lsn, Lsn]:
         with self._sessions.ordinary("cannot read the WAL position") as connection:
-            return Lsn(fetch_one(connection, _INSERTED)[0])
+            flushed, inserted = fetch_one(connection, _ENDS)
+        return Lsn(flushed), Lsn(inserted)
+
+    def _is_torn(self) -> bool:
+        """Whether the flushed WAL may end within a record, whose rest a look into the slot would wait for.
+
+        The server flushes whole pages of a transaction that is open, and what is left over when the next one commits,
+        or after 15 s.
+        """
+        flushed, inserted = self._ends()
+        return flushed % _PAGE == 0 and flushed < inserted
 
     def flush_wal(self) -> None:
         self._write_message("cannot flush the WAL")
@@ -201,6 +215,8 @@ class PostgresSource:
         held: Collection[int] = (),
     ) -> windows.Window:
         self.check_fence()
+        if self._is_torn():
+            self.flush_wal()
         return windows.Window(
             lend=lambda: self._slot_session(f"cannot read slot {self._slot}"),
             start=lambda connection: self._start(connection, f"cannot read slot {self._slot}"),
@@ -219,6 +235,8 @@ class PostgresSource:
 
         A slot that is being read counts as yes, and so does one that cannot be read since the publication is younger.
         """
+        if self._is_torn():
+            upto = Lsn(max(0, upto - _PAGE))  # most records are shorter, and what is left out is seen at the next look
         try:
             with self._slot_session(f"cannot look into slot {self._slot}") as connection:
                 return windows.has_changes(connection, self._slot, self._publication, upto)

@@ -9,7 +9,6 @@ from itertools import islice
 from etl_dagster.destinations.base import CopyResult, Destination
 from etl_dagster.errors import EtlError
 from etl_dagster.model import CopyTarget, Lsn, TableId
-from etl_dagster.model.slices import SLICE_TYPES
 from etl_dagster.replication.copying import Copier, CopyJob
 from etl_dagster.replication.ports import Source
 from etl_dagster.replication.refresh import Catalogue
@@ -51,7 +50,7 @@ class Copies:
         waiting = (
             record
             for record in self._tables.in_state(TableState.INIT)
-            if self._catalogue.may_begin(record.table, position) and not self._lost_slices(record)
+            if self._catalogue.may_begin(record.table, position) and not self._lost_slices(record, position)
         )
         begun: list[CopyTarget] = []
         try:
@@ -124,12 +123,14 @@ class Copies:
         )
         self._catalogue.begun(record.table)
 
-    def _lost_slices(self, record: TableRecord) -> bool:
+    def _lost_slices(self, record: TableRecord, position: Lsn) -> bool:
         """Whether the column is gone, or another one now, by which the slices to copy were told."""
         columns = {column.attnum: column.type.oid for column in self._tables.schemas[record.table].columns}
-        if all(columns.get(each.attnum) in SLICE_TYPES for each in record.slices):
+        if all(columns.get(each.attnum) == each.type_oid for each in record.slices):
             return False
         self._reporter.notice(f"Slices of {record.table} are not copied: their column is gone or has another type")
+        # The end of the copy would have brought the columns that changed while it waited.
+        self._catalogue.bring_columns(self._tables.schemas[record.table], position)
         self._tables.move(record.table, TableState.READY)
         return True
 

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from time import monotonic
 
 import pyarrow as pa
@@ -281,10 +280,12 @@ class Copier:
 
 def told(writer: Writer) -> str:
     """A transaction as people find it at the source."""
-    age = "" if writer.since is None else f", open for {(datetime.now(UTC) - writer.since).total_seconds():.0f} s"
+    age = "" if writer.age is None else f"open for {writer.age:.0f} s"
     if writer.pid is None:
-        return f"transaction {writer.virtual_transaction} ({writer.application or 'prepared'}{age})"
-    return f"pid {writer.pid} ({writer.application or 'no application name'}{age})"
+        about = ", ".join(filter(None, [writer.application or "prepared", age]))
+        return f"transaction {writer.virtual_transaction} ({about})"
+    about = ", ".join(filter(None, [writer.application or "no application name", writer.state, age]))
+    return f"pid {writer.pid} ({about})"
 
 
 class RelationRewritten(TableError):

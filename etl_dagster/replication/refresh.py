@@ -159,12 +159,16 @@ class Catalogue:
             if self._tables.records[table].state is not TableState.READY or same_columns(known, schema):
                 del self._silent[table]
             elif passed(position, read_at):
-                events = iter([[TableEvents(schema)]])
-                self._destination.write_events(EventBatch(events, lambda: position, {table: Route()}))
+                self.bring_columns(schema, position)
                 self.evolved(schema, position)
                 del self._silent[table]
                 done = True
         return done
+
+    def bring_columns(self, schema: TableSchema, position: Lsn) -> None:
+        """Give a live table the columns of its schema, which the stream is past."""
+        events = iter([[TableEvents(schema)]])
+        self._destination.write_events(EventBatch(events, lambda: position, {schema.id: Route()}))
 
     def _refresh_table(self, schema: TableSchema, files: Sequence[RelationFile], position: Lsn, read_at: Lsn) -> None:
         table = schema.id

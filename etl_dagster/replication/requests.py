@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from etl_dagster.model import Slice
+from etl_dagster.model.slices import merge_slices
 from etl_dagster.replication.copying import Copier
 from etl_dagster.replication.lifecycle import RESYNC_ASKED, SLICES_ASKED
 from etl_dagster.replication.report import Reporter, told_slices
@@ -57,10 +58,12 @@ class Requests:
             which = told_slices([each.name for each in slices])
             self._reporter.notice(f"Slices of {record.table}{which} cannot be copied: it is quarantined")
             return True
-        if record.state in COPYING_STATES:
-            return not record.slices  # the whole copy that runs brings them
-        if record.state is TableState.READY:
+        if record.state is TableState.READY and merge_slices(slices):
             self._tables.recopy(record.table, SLICES_ASKED, live=True, slices=slices)
-        elif record.slices:
-            self._tables.amend(record.table, slices=tuple(dict.fromkeys([*record.slices, *slices])))
+            return True
+        if not record.slices:
+            return True  # the whole copy that waits or runs brings them
+        if record.state in COPYING_STATES or {each.attnum for each in (*record.slices, *slices)} - {slices[0].attnum}:
+            return False  # what waits was cut by another column
+        self._tables.amend(record.table, slices=tuple(dict.fromkeys([*record.slices, *slices])))
         return True

@@ -59,9 +59,16 @@ NAME = Column(attnum=1, name="name", type=PgType(oid=25, name="text"))
 MONTHS = TimeWindows(column="at", every=Every.MONTH, start=date(2025, 1, 1))
 RANGES = KeyRanges(column="id")
 ORDERS = Partitions(TableId("public", "orders"), MONTHS, MONTHS.slices(AT, datetime(2025, 12, 5, tzinfo=UTC)))
-ITEMS = Partitions(TableId("public", "items"), RANGES, RangePlan(attnum=1, bounds=("-7", "90", "100")).slices(NAME))
+ITEMS = Partitions(
+    TableId("public", "items"),
+    RANGES,
+    RangePlan(relation=7, attnum=1, type_oid=20, bounds=("-7", "90", "100")).slices(NAME),
+)
 PEOPLE = Partitions(
-    TableId("public", "people"), RANGES, RangePlan(attnum=1, bounds=("anna@x.example",)).slices(NAME), of_texts=True
+    TableId("public", "people"),
+    RANGES,
+    RangePlan(relation=7, attnum=1, type_oid=20, bounds=("anna@x.example",)).slices(NAME),
+    of_texts=True,
 )
 
 

@@ -85,8 +85,8 @@ def test_a_start_that_is_still_to_come_gives_one_window_with_everything() -> Non
 
 
 def test_ranges_cover_everything_and_their_names_do_not_depend_on_what_follows() -> None:
-    before = RangePlan(attnum=2, bounds=("10", "20")).slices(BIGINT)
-    after = RangePlan(attnum=2, bounds=("10", "20", "30")).slices(BIGINT)
+    before = RangePlan(relation=7, attnum=2, type_oid=20, bounds=("10", "20")).slices(BIGINT)
+    after = RangePlan(relation=7, attnum=2, type_oid=20, bounds=("10", "20", "30")).slices(BIGINT)
     assert [(each.lower, each.upper, each.nulls) for each in before] == [
         (None, "10", True),
         ("10", "20", False),

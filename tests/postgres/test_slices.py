@@ -13,9 +13,8 @@ import pytest
 
 from etl_dagster.errors import ErrorKind, EtlError
 from etl_dagster.model import ChunkPlan, Column, RangePlan, Slice, TableId, TableSchema, TimeWindows, ValuePolicy
-from etl_dagster.model.slices import MAX_SLICES, Every
+from etl_dagster.model.slices import MAX_SLICES, Every, merge_slices
 from etl_dagster.postgres import PostgresSource
-from etl_dagster.postgres.slices import merge
 from etl_dagster.testing.server import PostgresServer
 from tests.conftest import SETTINGS, Connect, ExternalServer, fresh_database
 from tests.postgres.conftest import MakeSource, source_config
@@ -38,7 +37,7 @@ def column_of(table: TableSchema, name: str) -> Column:
 def cut(table: TableSchema, name: str, *bounds: str) -> list[Slice]:
     """All slices of a table between these bounds."""
     column = column_of(table, name)
-    return RangePlan(attnum=column.attnum, bounds=bounds).slices(column)
+    return RangePlan(relation=7, attnum=column.attnum, type_oid=column.type.oid, bounds=bounds).slices(column)
 
 
 def ids_of(source: PostgresSource, table: TableSchema, plans: Sequence[ChunkPlan]) -> list[int]:
@@ -140,7 +139,7 @@ def test_slices_side_by_side_are_read_as_one(connect: Connect, source: PostgresS
     slices = cut(table, "id", "-5", "9", "10", "20", "100")
 
     def bounds(chosen: Sequence[Slice]) -> list[tuple[str | None, str | None, bool]]:
-        return [(part.lower, part.upper, part.nulls) for part in merge(table, chosen)]
+        return [(part.lower, part.upper, part.nulls) for part in merge_slices(chosen)]
 
     assert bounds(slices[::-1]) == [(None, None, True)]
     assert bounds(slices[:2]) == [(None, "9", True)]
@@ -194,7 +193,7 @@ def test_many_slices_are_searched_not_tried_one_by_one(
     bounds = fetch(admin, f"select {values[type_name]} from generate_series(10, 990, 10) i")
     slices = cut(table, "k", *bounds)
 
-    assert len(merge(table, slices[1::2])) > 40
+    assert len(merge_slices(slices[1::2])) > 40
     assert ids(source, table, slices[::2]) == [-1, *(i for i in range(1000) if i // 10 % 2 == 0)]
     assert ids(source, table, slices[1::2]) == [i for i in range(1000) if i // 10 % 2 == 1]
     assert ids(source, table, slices[0:60:2] + slices[60:]) == [
@@ -482,7 +481,7 @@ def test_texts_are_cut_by_their_bytes_whatever_their_order(
 def test_a_column_that_is_gone_says_so(connect: Connect, source: PostgresSource) -> None:
     connect().execute("create table t(id int primary key)")
     table = published(source)
-    slices = [Slice(name="start", attnum=7, lower=None, upper="5", nulls=True)]
+    slices = [Slice(name="start", attnum=7, type_oid=20, lower=None, upper="5", nulls=True)]
 
     with pytest.raises(EtlError) as failed:
         source.plan_chunks(table, MEGABYTE, slices)

@@ -189,7 +189,7 @@ def test_chunks_planned_before_their_copy_is_announced_stay(store: Store) -> Non
 
 
 def _request(request_id: str, table: TableId = ORDERS) -> Request:
-    slices = (Slice(name="it's, one", attnum=1, lower=None, upper="{5}", nulls=True),)
+    slices = (Slice(name="it's, one", attnum=1, type_oid=20, lower=None, upper="{5}", nulls=True),)
     return Request(request_id=request_id, table=table, kind=RequestKind.SLICES, slices=slices)
 
 
@@ -221,9 +221,9 @@ def test_a_request_outlives_what_happens_to_its_table(store: Store) -> None:
 
 def test_a_range_plan_is_replaced_per_table(store: Store) -> None:
     assert store.range_plan(ORDERS) is None
-    store.save_range_plan(ORDERS, RangePlan(attnum=1))
-    store.save_range_plan(ODD, odd := RangePlan(attnum=2, bounds=("a'b", "ü{s}")))
-    store.save_range_plan(ORDERS, newer := RangePlan(attnum=1, bounds=("7",)))
+    store.save_range_plan(ORDERS, RangePlan(relation=7, attnum=1, type_oid=20))
+    store.save_range_plan(ODD, odd := RangePlan(relation=7, attnum=2, type_oid=20, bounds=("a'b", "ü{s}")))
+    store.save_range_plan(ORDERS, newer := RangePlan(relation=7, attnum=1, type_oid=20, bounds=("7",)))
     assert (store.range_plan(ORDERS), store.range_plan(ODD)) == (newer, odd)
 
 

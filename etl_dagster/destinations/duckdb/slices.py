@@ -35,6 +35,7 @@ from etl_dagster.model import (
     Slice,
     TableSchema,
 )
+from etl_dagster.model.slices import merge_slices
 
 _INSIDE = "temp.etl_inside"
 _LOGGED = "temp.etl_logged"
@@ -134,7 +135,9 @@ class _SliceMerge:
         values += [f"c.{quoted(name)}" for name in CDC_COLUMNS]
         chosen = ", ".join(f"{value} AS {name}" for value, name in zip(values, self._columns, strict=True))
         source = f"{staging_name(self._target)} AS c{' CROSS JOIN etl_rows AS m' if self._missing else ''}"
-        if self._rereads > 1:  # the same keys maybe, of which the last has it
+        if (
+            self._rereads
+        ):  # what the source takes for one key may be two here, and stand in a chunk too: the last has it
             last = f"PARTITION BY {', '.join(map(quoted, key_names(self._table)))} ORDER BY {quoted(LSN_COLUMN)} DESC"
             return f"(SELECT {chosen} FROM {source} QUALIFY row_number() OVER ({last}) = 1)"
         return f"(SELECT {chosen} FROM {source})"
@@ -238,7 +241,7 @@ class _Ranges:
         self._type = duckdb_type(arrow_type(column.type))
         self._lands_as_text = arrow_type(column.type) != column_type(column)
         self._nulls = any(each.nulls for each in slices)
-        self._ranges = _joined(slices)
+        self._ranges: list[_Range] = [(each.lower, each.upper) for each in merge_slices(slices)]
 
     @property
     def few(self) -> bool:
@@ -254,9 +257,10 @@ class _Ranges:
         value = f"{alias}.{self._name}"
         if self._lands_as_text:
             value = f"TRY_CAST({value} AS {self._type})"
-        share = -(-len(self._ranges) // _MOST_SCANS)
+        share = max(1, -(-len(self._ranges) // _MOST_SCANS))
         parts = [self._ranges[i : i + share] for i in range(0, len(self._ranges), share)]
-        return [self._within(value, part) for part in parts] + [f"{value} IS NULL"] * self._nulls
+        found = [self._within(value, part) for part in parts] + [f"{value} IS NULL"] * self._nulls
+        return found or ["false"]
 
     def _within(self, value: str, ranges: Sequence[_Range]) -> str:
         found = [f"({self._between(value, *each)})" for each in ranges]
@@ -280,20 +284,6 @@ class _Ranges:
     def _literal(self, bound: str) -> str:
         text = bound.replace("'", "''")
         return f"'{text}'::{self._type}"
-
-
-def _joined(slices: Sequence[Slice]) -> list[_Range]:
-    """The ranges of slices, where one goes on at the bound that another ends at."""
-    upper_of = {each.lower: each.upper for each in slices}
-    ends = {each.upper for each in slices if each.upper is not None}
-    found = []
-    for lower, end in upper_of.items():
-        if lower is None or lower not in ends:
-            upper = end
-            while upper is not None and upper in upper_of:
-                upper = upper_of[upper]
-            found.append((lower, upper))
-    return found
 
 
 def _equal(column: Column) -> str:

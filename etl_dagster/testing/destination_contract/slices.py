@@ -65,9 +65,11 @@ def part(
     table: TableSchema, lower: object = None, upper: object = None, *, column: str = "id", nulls: bool | None = None
 ) -> Slice:
     """A slice; one without a lower bound has the NULLs, unless it says otherwise."""
+    cut = next(each for each in table.columns if each.name == column)
     return Slice(
         name=f"{lower}",
-        attnum=next(each.attnum for each in table.columns if each.name == column),
+        attnum=cut.attnum,
+        type_oid=cut.type.oid,
         lower=None if lower is None else str(lower),
         upper=None if upper is None else str(upper),
         nulls=lower is None if nulls is None else nulls,
