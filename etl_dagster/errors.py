@@ -43,6 +43,7 @@ class ErrorKind(StrEnum):
     DESTINATION_UNAVAILABLE = "destination_unavailable"
     DESTINATION_REFUSED = "destination_refused"
     STATE = "state"
+    STATE_UNAVAILABLE = "state_unavailable"
     PIPELINE_BUSY = "pipeline_busy"
     INTERNAL = "internal"
 

@@ -10,6 +10,7 @@ import dagster as dg
 
 from etl_dagster.model import Lsn, TableId, TableSchema
 from etl_dagster.orchestration.names import LANDING_TAG
+from etl_dagster.orchestration.partitions import WHOLE_TABLE
 from etl_dagster.replication import CopyProgress, RunSummary, TableSummary
 from etl_dagster.store import TableRecord
 
@@ -84,14 +85,22 @@ class TableCopy:
 
 def sync_metadata(copy: TableCopy, partitions: Sequence[str], whole: bool) -> Metadata:
     """Of a finished copy of these partitions, which may be the whole table."""
-    seconds = (copy.record.updated_at - copy.started_at).total_seconds()
-    found: dict[str, object] = {"etl/lsn_end": str(copy.position), "etl/seconds": round(seconds, 3)}
+    found: dict[str, object] = {"etl/lsn_end": str(copy.position)}
+    if copy.progress is not None:  # another process has its own clock, and may have copied more than was asked for here
+        found |= _own(copy, copy.progress, partitions, whole)
+    return found | _partitions(partitions) | _replaced(copy.record.replaced) | _columns(copy.schema)
+
+
+def _own(copy: TableCopy, progress: CopyProgress, partitions: Sequence[str], whole: bool) -> dict[str, object]:
+    """What is known of a copy that the run made itself."""
+    seconds = max(0.0, (copy.record.updated_at - copy.started_at).total_seconds())
+    found: dict[str, object] = {"etl/seconds": round(seconds, 3)}
     if (rows := copy.record.rows) is not None:
         found |= {"etl/copied_rows": rows, "etl/rows_per_second": round(rows / max(seconds, 0.001))}
         found |= _rows(rows) if whole else {}
-        found |= {"dagster/partition_row_count": rows} if len(partitions) == 1 else {}
-    volume = {} if copy.progress is None else _volume(copy.progress)
-    return found | _partitions(partitions) | volume | _replaced(copy.record.replaced) | _columns(copy.schema)
+        is_all_of_it = list(partitions) == [WHOLE_TABLE] if whole else tuple(partitions) == progress.slices
+        found |= {"dagster/partition_row_count": rows} if is_all_of_it and len(partitions) == 1 else {}
+    return found | _volume(progress)
 
 
 def _partitions(names: Sequence[str]) -> dict[str, object]:

@@ -91,8 +91,8 @@ class TableSyncs:
         def copy_tables(context: dg.OpExecutionContext) -> Iterator[dg.Output[None]]:
             """See the copies through; then tell Dagster, which need not keep the pipeline from others."""
             session, tables = enter_session(context, self.parts), self._selected(context)
-            requests = [_request(context, table) for table in tables]
             with errors_as_retries(context):
+                requests = [self._asked(context, session, table) for table in tables]
                 see_through(session, lambda: all(_is_done(session, each) for each in requests), self.patience_seconds)
                 outcome = _Outcome.of(session, self.translator, tables)
                 session.release()
@@ -103,6 +103,16 @@ class TableSyncs:
             yield from self._told(context, session, outcome)
 
         return copy_tables
+
+    def _asked(self, context: dg.OpExecutionContext, session: ReplicationSession, table: TableId) -> Request:
+        """What the first step has asked for; asked again by a run that takes up one that ended in quarantine."""
+        request = _request(context, table)
+        record = session.pipeline.record(table)
+        begins_here = context.retry_number == 0 and context.run.parent_run_id is not None
+        if not (begins_here and record and record.state is TableState.QUARANTINED and _is_done(session, request)):
+            return request
+        slices = _slices(context.partition_keys)
+        return session.pipeline.request_resync(table, slices, request_id=f"{context.run_id}/{table}")
 
     def _told(
         self, context: dg.OpExecutionContext, session: ReplicationSession, outcome: "_Outcome"
@@ -149,7 +159,7 @@ class _Outcome:
         asked = [
             TableCopy(record, progress, schemas.get(table), position, summary.started_at)
             for table, record in records.items()
-            if record is not None and record.state is TableState.READY
+            if record is not None and record.state is TableState.READY and not record.reason
             for progress in [summary.tables[table].copy if table in summary.tables else None]
         ]
         done = {copy.table for copy in asked}

@@ -128,10 +128,11 @@ class Copies:
         columns = {column.attnum: column.type.oid for column in self._tables.schemas[record.table].columns}
         if all(columns.get(each.attnum) == each.type_oid for each in record.slices):
             return False
-        self._reporter.notice(f"Slices of {record.table} are not copied: their column is gone or has another type")
+        reason = "slices of it were not copied: their column is gone, or has another type"
+        self._reporter.notice(f"{record.table}: {reason}")
         # The end of the copy would have brought the columns that changed while it waited.
         self._catalogue.bring_columns(self._tables.schemas[record.table], position)
-        self._tables.move(record.table, TableState.READY)
+        self._tables.move(record.table, TableState.READY, reason=reason, hint="Ask for the slices that it has now")
         return True
 
     def _staged(self, job: CopyJob) -> None:

@@ -164,8 +164,11 @@ class Copier:
             if job.barrier:
                 self._notice_barrier(job, writers)
         if through := [job for job in self.jobs.values() if job.barrier == set()]:
+            planned = [self._planned(job) for job in through]
             with self._store.together():
-                planned = [self._planned(job) for job in through]
+                for job, chunks in zip(through, planned, strict=True):
+                    if job.reread is None:
+                        self._store.add_chunks(job.table.id, job.target.copy_id, chunks)
             for job, chunks in zip(through, planned, strict=True):
                 self._submit(job, chunks)
                 job.barrier = None  # only now: a job without barrier and chunks would count as done
@@ -201,12 +204,10 @@ class Copier:
         """The chunks of a copy, planned now unless an earlier process has."""
         if job.reread is not None:
             return [ChunkRecord(chunk_id=f"reread-{job.seen_lsn:X}", relation=0)]
-        copy_id = job.target.copy_id
-        if not self._store.chunks(copy_id):
-            plans = self._source.plan_chunks(job.table, self._settings.chunk_bytes, job.target.slices)
-            chunks = [ChunkRecord.of(f"{number:06d}", plan) for number, plan in enumerate(plans)]
-            self._store.add_chunks(job.table.id, copy_id, chunks)
-        return self._store.chunks(copy_id)
+        if known := self._store.chunks(job.target.copy_id):
+            return known
+        plans = self._source.plan_chunks(job.table, self._settings.chunk_bytes, job.target.slices)
+        return [ChunkRecord.of(f"{number:06d}", plan) for number, plan in enumerate(plans)]
 
     def _copy_chunk(self, job: CopyJob, chunk: ChunkRecord) -> ChunkRecord:
         """Runs in a worker thread."""
@@ -223,7 +224,7 @@ class Copier:
         if job.reread is not None:
             reading = self._source.read_keys(job.table, job.reread)
         else:
-            reading = self._source.read_chunk(job.table, chunk.plan)
+            reading = self._source.read_chunk(job.table, chunk.plan(job.target.slices))
         with reading as reader:
             batches = _same_file(reader, chunk, job.table.id)
             rows = self._destination.write_table_rows(

@@ -29,6 +29,7 @@ POLICY: dict[ErrorKind, Action] = {
     ErrorKind.DESTINATION_UNAVAILABLE: Action.RETRY,
     ErrorKind.DESTINATION_REFUSED: Action.STOP,
     ErrorKind.STATE: Action.STOP,
+    ErrorKind.STATE_UNAVAILABLE: Action.RETRY,
     ErrorKind.PIPELINE_BUSY: Action.STOP,
     ErrorKind.INTERNAL: Action.STOP,
 }

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from etl_dagster.model import CopyTarget, Lsn, Route, Slice, TableId, TableSchema
@@ -34,9 +34,19 @@ class Tables:
         """Records in any of the states."""
         return [record for record in self.records.values() if record.state in states]
 
-    def together(self) -> AbstractContextManager[None]:
-        """What is saved inside is one commit; no copy may be dropped meanwhile, since that waits for threads."""
-        return self._store.together()
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What is saved inside is one commit, and forgotten if that fails.
+
+        No copy may be dropped meanwhile, since that waits for threads.
+        """
+        records, schemas = dict(self.records), dict(self.schemas)
+        try:
+            with self._store.together():
+                yield
+        except BaseException:
+            self.records, self.schemas = records, schemas
+            raise
 
     def add(self, table: TableId) -> None:
         """Begin the life of a table."""

@@ -11,6 +11,7 @@ from enum import StrEnum
 from pydantic import ConfigDict, Field
 
 from etl_dagster.model import ZERO_LSN, ChunkPlan, FrozenModel, Lsn, RangePlan, Slice, TableId, TableSchema
+from etl_dagster.model.slices import merge_slices
 
 # Enough to see what happened to a table; a table that goes in circles must not fill the store.
 HISTORY_LENGTH = 100
@@ -79,6 +80,7 @@ class ChunkRecord(FrozenModel):
         estimated_rows: Rows that the planner expects.
         estimated_bytes: Bytes of the heap that it expects.
         slices: Only the rows of the range that lie in one of these are read; empty: all.
+        of_copied: Or only those that lie in any of the slices of the copy, which may be thousands.
         rows: Rows staged; None until the chunk is done.
         seen_lsn: WAL insert position after the chunk's snapshot; None until the chunk is done.
         replaced: Values that the policy replaced, by column.
@@ -92,6 +94,7 @@ class ChunkRecord(FrozenModel):
     slices: tuple[Slice, ...] = ()
     first_block: int = 0
     last_block: int | None = None
+    of_copied: bool = False
     rows: int | None = None
     seen_lsn: Lsn | None = None
     replaced: dict[str, int] = Field(default_factory=dict)
@@ -112,12 +115,12 @@ class ChunkRecord(FrozenModel):
             last_block=plan.last_block,
             estimated_rows=plan.rows,
             estimated_bytes=plan.bytes,
-            slices=plan.slices,
+            slices=plan.slices if len(plan.slices) == 1 else (),
+            of_copied=len(plan.slices) > 1,
         )
 
-    @property
-    def plan(self) -> ChunkPlan:
-        """What was planned."""
+    def plan(self, copied: Sequence[Slice]) -> ChunkPlan:
+        """What was planned, given the slices of the copy."""
         return ChunkPlan(
             relation=self.relation,
             filenode=self.filenode,
@@ -125,7 +128,7 @@ class ChunkRecord(FrozenModel):
             last_block=self.last_block,
             rows=self.estimated_rows,
             bytes=self.estimated_bytes,
-            slices=self.slices,
+            slices=tuple(merge_slices(copied)) if self.of_copied else self.slices,
         )
 
 

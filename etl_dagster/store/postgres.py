@@ -142,8 +142,9 @@ class PostgresStore(SqlStore):
         try:
             yield
         except psycopg.Error as error:
+            kind = ErrorKind.STATE_UNAVAILABLE if _is_gone(error) else ErrorKind.STATE
             raise StateError(
-                f"The state store {self._where} failed: {_text(error)}", hint=_hint(_state(error))
+                f"The state store {self._where} failed: {_text(error)}", hint=_hint(_state(error)), kind=kind
             ) from error
         finally:
             if not self._opened:

@@ -36,6 +36,19 @@ with open_reader(sys.argv[1]) as connection:
     print(connection.execute("SELECT count(*) FROM shop.orders").fetchall()[0][0], flush=True)
     sys.stdin.readline()
 """
+CROWD = """
+import sys, threading, time
+from etl_dagster.destinations.duckdb import open_reader
+ended = threading.Event()
+threading.Thread(target=lambda: (sys.stdin.readline(), ended.set()), daemon=True).start()
+said = False
+while not ended.is_set():
+    with open_reader(sys.argv[1]):
+        if not said:
+            print("reading", flush=True)
+        said = True
+        time.sleep(0.3)
+"""
 WRITER = """
 import sys
 from time import monotonic
@@ -325,6 +338,20 @@ def test_a_reader_is_told_who_keeps_it_waiting(path: str, start: Start) -> None:
     with pytest.raises(DestinationError, match=f"PID {holder.pid}") as caught:
         open_reader(path, timeout_seconds=0)
     assert caught.value.kind is ErrorKind.DESTINATION_UNAVAILABLE
+
+
+def test_readers_who_are_always_there_stand_back_for_a_writer(
+    path: str, start: Start, destination: DuckDbDestination, table: TableSchema
+) -> None:
+    destination.shutdown()
+    readers = [start(CROWD, path) for _ in range(4)]
+    for reader in readers:
+        assert reader.line() == "reading"
+    destination.startup()
+    copied(destination, table, [(2, "n", "b")], copy_id="again")
+    destination.shutdown()
+    for reader in readers:
+        reader.end()
 
 
 def test_a_file_that_is_not_there_cannot_be_read(path: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import duckdb
+import psycopg
 import pytest
 
 from etl_dagster.model import TableId
@@ -211,7 +212,7 @@ def test_slices_that_cannot_be_told_any_more_are_given_up_and_said_so(scenario, 
     journal = sync(scenario, Meddler(scenario, phase, "alter table t drop day", "delete from t where id % 19 = 0"))
     assert scenario.state("t") is TableState.READY
     assert scenario.pipeline.is_done(request)
-    assert any("public.t are not copied" in notice for notice in journal.notices)
+    assert any("were not copied" in notice for notice in journal.notices)
     scenario.pipeline.request_resync(T)
     sync(scenario)
     scenario.assert_equal("t")
@@ -574,4 +575,100 @@ def test_readers_see_the_table_whole_and_current_while_slices_are_copied(scenari
         step_until(replicator, lambda: replicator.row_count(T) == 1807)
         assert replicator.records[T].live
         catch_up(replicator)
+    scenario.assert_equal("t")
+
+
+def test_a_day_that_a_time_zone_leaves_out_is_an_empty_slice(scenario) -> None:
+    zone = {"type": "time", "column": "at", "every": "day", "start": "2011-12-26", "timezone": "Pacific/Apia"}
+    made = (
+        "insert into t select i, timestamptz '2011-12-27' + i * interval '1 hour', 'v' from generate_series(1, 100) i"
+    )
+    begin(scenario, zone, ["create table t (id int primary key, at timestamptz, v text)", made])
+    drift(scenario, "update public.t set v = 'drifted' where id between 60 and 80")
+    skipped = ask(scenario, "2011-12-30")
+    sync(scenario)
+    assert scenario.pipeline.is_done(skipped)
+    ask(scenario, "2011-12-29", "2011-12-30")
+    assert was_sliced(sync(scenario))
+    scenario.assert_equal("t")
+
+
+def test_the_last_slice_asked_for_before_and_after_it_was_cut_is_copied_to_its_end(scenario) -> None:
+    rows = "insert into t select i, 'v' from generate_series({}, {}) i"
+    made = ["create table t (id int primary key, v text)", rows.format(1, 1000), "vacuum analyze t"]
+    begin(scenario, {"type": "range", "column": "id", "rows": 500}, made)
+    last = scenario.pipeline.slices(T)[-1].name
+    drift(
+        scenario, "insert into public.t select * replace (id + 100000 as id) from public.t where id between 900 and 910"
+    )
+    ask(scenario, last)
+    scenario.execute(rows.format(1001, 3000), "vacuum analyze t")
+    scenario.pipeline.plan_slices(T)
+    assert len(scenario.pipeline.slices(T)) > 2
+    ask(scenario, last)
+    sync(scenario)
+    scenario.assert_equal("t")
+
+
+def test_slices_by_two_columns_are_copied_one_after_the_other(scenario) -> None:
+    begin(scenario, {"type": "range", "column": "id", "rows": 500})
+    second = scenario.pipeline.slices(T)[1]
+    drift(scenario, f"update public.t set v = 'drifted' where id >= {second.lower} and id < {second.lower} + 9")
+    drift(scenario, "update public.t set v = 'drifted' where day between '2026-02-02' and '2026-02-04'")
+    ask(scenario, second.name)
+    scenario.use(**parts(scenario, replication=SMALL, **rules(MONTHLY)))
+    ask(scenario, FEBRUARY)
+    journal = sync(scenario)
+    assert len([record for record in journal.records if record.state is TableState.COPYING]) == 2
+    scenario.assert_equal("t")
+
+
+def test_slices_that_are_given_up_bring_the_columns_that_changed_meanwhile(scenario) -> None:
+    begin(scenario)
+    scenario.execute("create table other (id int primary key)")
+    with psycopg.connect(scenario.dsn) as writer, running(scenario, journal := Journal()) as replicator:
+        writer.execute("update t set v = 'open' where id = 1")
+        ask(scenario, FEBRUARY)
+        step_until(replicator, lambda: replicator.records[T].state is TableState.COPYING)
+        writer.rollback()
+        scenario.execute("alter table t add extra int default 7, drop day")
+        catch_up(replicator)
+    assert any("were not copied" in notice for notice in journal.notices)
+    sync(scenario)
+    assert "extra" in [name for name, *_ in select(scenario, "describe public.t")]
+    scenario.assert_equal("t")
+
+
+@pytest.mark.parametrize("made_anew", [False, True])
+def test_ranges_are_planned_again_for_another_type(scenario, made_anew: bool) -> None:
+    made = [
+        "create table t (id int primary key, v text)",
+        "insert into t select i, 'v' from generate_series(1, 1200) i",
+    ]
+    begin(scenario, {"type": "range", "column": "id", "rows": 100}, [*made, "vacuum analyze t"])
+    if made_anew:
+        scenario.execute("drop table t", "create table t (id uuid primary key, v text)")
+        scenario.execute("insert into t select gen_random_uuid(), 'v' from generate_series(1, 1000) i")
+    else:
+        scenario.execute("alter table t alter id type text")
+    sync(scenario)
+    assert not scenario.pipeline.slices(T)
+    names = [each.name for each in scenario.pipeline.plan_slices(T)]
+    drift(scenario, "update public.t set v = 'drifted'")
+    ask(scenario, *names[: len(names) // 2])
+    sync(scenario)
+    ask(scenario, *names[len(names) // 2 :])
+    sync(scenario)
+    scenario.assert_equal("t")
+
+
+def test_a_key_that_only_the_source_takes_for_the_same_is_not_there_twice(scenario) -> None:
+    made = "insert into t select 'K' || i, date '2026-01-01' + i / 10, 'v' from generate_series(1, 600) i"
+    begin(
+        scenario,
+        statements=["create extension citext", "create table t (k citext primary key, day date, v text)", made],
+    )
+    drift(scenario, "update public.t set k = lower(k) where k in ('K400', 'K401')")
+    ask(scenario, FEBRUARY)
+    assert was_sliced(sync(scenario))
     scenario.assert_equal("t")

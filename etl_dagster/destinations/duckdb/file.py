@@ -7,11 +7,15 @@ process closes any handle on the file.
 
 from __future__ import annotations
 
+import fcntl
 import logging
+import os
 import re
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from contextlib import suppress
+from types import TracebackType
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from etl_dagster.destinations.duckdb.errors import translate
 from etl_dagster.errors import ConfigError, DestinationError, ErrorKind
@@ -22,6 +26,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+# Beside the database: who waits to write holds a lock on it, and `open_reader` stands back meanwhile. DuckDB lets any
+# number of readers in together, so that without it there might always be one.
+QUEUE_SUFFIX = ".queue"
 
 # An attempt takes a millisecond, and a holder lets go for `sharing.PAUSE_SECONDS`.
 POLL_SECONDS = 0.03
@@ -77,6 +85,7 @@ class Turn:
     """Waits until the file is free, and says for whom.
 
     Args:
+        reads: Stand back while somebody waits to write; a writer has the others stand back.
         meanwhile: What it means that we wait, for the log.
         hint: What to do when it has taken too long.
         notice_after_seconds: When the log first says so.
@@ -87,6 +96,7 @@ class Turn:
         path: str,
         timeout_seconds: float,
         *,
+        reads: bool = False,
         meanwhile: str = _WRITER_MEANWHILE,
         hint: str = _WRITER_HINT,
         notice_after_seconds: float = NOTICE_AFTER_SECONDS,
@@ -94,6 +104,7 @@ class Turn:
     ) -> None:
         self._path = path
         self._timeout = timeout_seconds
+        self._reads = reads
         self._meanwhile = meanwhile
         self._hint = hint
         self._notice_after = notice_after_seconds
@@ -105,12 +116,20 @@ class Turn:
         Raises:
             DestinationError: Of kind ``DESTINATION_UNAVAILABLE`` when somebody has the file for too long.
         """
+        with _Queue(self._path, reads=self._reads) as queue:
+            return self._wait(opened, queue)
+
+    def _wait(self, opened: Callable[[], T], queue: _Queue) -> T:
         began = self._clock()
         notice = first = began + self._notice_after
         while True:
             try:
+                if self._reads:
+                    queue.stand_back()
                 found = attempt(self._path, opened)
             except Held as held:
+                if not self._reads:
+                    queue.announce()
                 if self._clock() >= began + self._timeout:
                     raise self._too_long(held) from held
                 if self._clock() >= notice:
@@ -128,6 +147,45 @@ class Turn:
             hint=self._hint,
             kind=ErrorKind.DESTINATION_UNAVAILABLE,
         )
+
+
+class _Queue:
+    """Tells readers that somebody waits to write; where the file for it cannot be written, nobody is told.
+
+    What a process holds ends with it, however it ends.
+    """
+
+    def __init__(self, path: str, *, reads: bool) -> None:
+        self._path = path + QUEUE_SUFFIX
+        self._flags = os.O_RDONLY if reads else os.O_RDWR | os.O_CREAT
+        self._file: int | None = None
+
+    def __enter__(self) -> Self:
+        with suppress(OSError):
+            self._file = os.open(self._path, self._flags, 0o666)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            os.close(self._file)
+
+    def announce(self) -> None:
+        """Have those who would read stand back until the end; other writers may wait too."""
+        if self._file is not None:
+            with suppress(BlockingIOError):
+                fcntl.flock(self._file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+    def stand_back(self) -> None:
+        """Raise `Held` while somebody waits to write."""
+        if self._file is None:
+            return
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Held("a process that waits to write") from error
+        fcntl.flock(self._file, fcntl.LOCK_UN)
 
 
 def require_duckdb() -> None:
@@ -159,6 +217,7 @@ def open_reader(path: str, timeout_seconds: float = READER_TIMEOUT_SECONDS) -> d
     turn = Turn(
         path,
         timeout_seconds,
+        reads=True,
         meanwhile="it lets go between batches",
         hint=_READER_HINT,
         notice_after_seconds=NOTICE_EVERY_SECONDS,
