@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -119,7 +120,7 @@ def partitions_of(pipeline: Pipeline, schema: TableSchema, *, plan: bool = False
         return Partitions(table, rule, problem=told, todo="Correct the rule in the config")
     slices = pipeline.plan_slices(table) if plan else pipeline.slices(table)
     if not slices:
-        todo = f"Run: etl-dagster partitions {table} --plan"
+        todo = f"Run: etl-dagster partitions {shlex.quote(str(table))} --plan"
         return Partitions(table, rule, problem="its ranges are not planned yet", todo=todo)
     column = next(column for column in schema.columns if column.name == rule.column)
     return Partitions(table, rule, slices, of_texts=column.type.oid in TEXT_TYPES)
@@ -147,7 +148,7 @@ def _nearest(key: str, found: Partitions) -> str:
     """The keys around the one that does not exist; those of texts are values of rows, which no error repeats."""
     names = [each.name for each in found.slices]
     count = f"It has {len(names):,} slices" if len(names) > 1 else "It has one slice"
-    listed = f"All: etl-dagster partitions {found.table}"
+    listed = f"All: etl-dagster partitions {shlex.quote(str(found.table))}"
     if found.of_texts:
         return f"{count}. {listed}"
     place = 1 + bisect_left([_sortable(name) for name in names[1:]], _sortable(key))

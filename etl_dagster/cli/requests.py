@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def _slices(
     pipeline: Pipeline, states: dict[TableId, TableState], tables: Sequence[TableId], wanted: Wanted
 ) -> dict[TableId, Sequence[str]]:
     if out := [table for table in tables if states[table] in (TableState.QUARANTINED, TableState.REMOVED)]:
-        hint = f"Copy all of it instead: etl-dagster resync {out[0]}"
+        hint = f"Copy all of it instead: etl-dagster resync {shlex.quote(str(out[0]))}"
         raise ConfigError(f"Slices of {out[0]} cannot be copied: it is {states[out[0]]}", hint=hint)
     schemas = pipeline.tables()
     return {table: wanted.of(partitions_of(pipeline, schemas[table])) for table in tables}

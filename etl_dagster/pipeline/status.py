@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from etl_dagster.model import Landing, Lsn, TableId, TableSchema
+from etl_dagster.model import Landing, Lsn, Slice, TableId, TableSchema
+from etl_dagster.model.slices import TEXT_TYPES
 from etl_dagster.postgres import Difference, PostgresSource
 from etl_dagster.replication import told
+from etl_dagster.replication.report import told_slices
 from etl_dagster.store.base import ChunkRecord, Request, Store, TableRecord, TableState
 
 
@@ -179,7 +181,7 @@ def _table_status(
         held=record.held,
         asked=asked,
         waits_for=waits_for,
-        slices=tuple(each.name for each in record.slices),
+        slices=_shown(record.slices),
         rows_done=sum(chunk.rows or 0 for chunk in chunks),
         rows_total=sum(chunk.estimated_rows if chunk.rows is None else chunk.rows for chunk in chunks),
         bytes_done=sum(chunk.estimated_bytes for chunk in chunks if chunk.done),
@@ -188,5 +190,12 @@ def _table_status(
 
 
 def _words(request: Request) -> str:
-    names = ", ".join(each.name for each in request.slices)
-    return f"{request.kind} {names}".rstrip()
+    return told_slices([each.name for each in request.slices]).strip(" ()") or str(request.kind)
+
+
+def _shown(slices: Sequence[Slice]) -> tuple[str, ...]:
+    """Names, but of ranges of text only how many, since their bounds are values of rows."""
+    names = [each.name for each in slices]
+    if any(each.type_oid in TEXT_TYPES for each in slices):
+        return (told_slices(names).strip(" ()"),)
+    return tuple(names)

@@ -77,6 +77,8 @@ def _slices(rule: Rule) -> tuple[str, list[str]]:
         return f"ranges of {rule.column}, of about {rule.rows:,} rows each", []
     count = len(rule.begins(datetime.now(UTC)))
     told = f"{count:,} slices, one for each {rule.every} of {rule.column} ({rule.timezone})"
+    if count == 1 and rule.start > datetime.now(UTC).date():
+        return told, ["Take an earlier start: it is still to come, and until then Dagster has no partition to copy"]
     if count <= MAX_SLICES:
         return told, []
     return told, [f"Take a later start or wider windows: more than {MAX_SLICES:,} slices make Dagster slow"]

@@ -127,7 +127,7 @@ def told_slices(names: Sequence[str]) -> str:
         return ""
     if not all(name[:1].isdigit() for name in names):
         return f" ({len(names)} slices)" if len(names) > 1 else " (a slice)"
-    return f" ({names[0]})" if len(names) == 1 else f" ({len(names)} slices, {min(names)} to {max(names)})"
+    return f" ({names[0]})" if len(names) == 1 else f" ({len(names)} slices between {min(names)} and {max(names)})"
 
 
 def told_seconds(seconds: float) -> str:

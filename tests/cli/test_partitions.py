@@ -163,9 +163,9 @@ def test_a_slice_that_drifted_is_mended_and_the_others_are_left(synced: CommandL
         connection.execute("delete from public.orders where id % 2 = 0")
     asked = synced("resync", "orders", "--partition", "2025-02-01", "--from", "2025-04-01", "--to", "2025-05-01")
     assert asked.code == 0, asked.err
-    assert "public.orders (3 slices, 2025-02-01 to 2025-05-01)" in asked.out
-    assert status(synced, "public.orders")["asked"] == ["slices 2025-02-01, 2025-04-01, 2025-05-01"]
-    assert "not taken up yet: slices 2025-02-01" in synced("status").out
+    assert "public.orders (3 slices between 2025-02-01 and 2025-05-01)" in asked.out
+    assert status(synced, "public.orders")["asked"] == ["3 slices between 2025-02-01 and 2025-05-01"]
+    assert "not taken up yet: 3 slices between 2025-02-01" in synced("status").out
     done = synced("sync", "--json")
     assert done.code == 0, done.err
     assert done.json["tables"]["public.orders"]["copy"]["slices"] == ["2025-02-01", "2025-04-01", "2025-05-01"]

@@ -70,7 +70,7 @@ def test_a_copy_tells_bytes_rate_time_left_and_what_it_waited_for() -> None:
     )
     done = CopyProgress(ORDERS, 1, 1, 5, 5, barrier_seconds=312.4, slices=("2026-01-02", "2026-01-01"))
     assert str(done) == (
-        "public.orders (2 slices, 2026-01-01 to 2026-01-02) copied 5 of about 5 rows, chunk 1 of 1,"
+        "public.orders (2 slices between 2026-01-01 and 2026-01-02) copied 5 of about 5 rows, chunk 1 of 1,"
         " after 312 s of waiting for open transactions"
     )
 
