@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from etl_dagster.cli.logs import start_logging
 from etl_dagster.model import TableId
-from etl_dagster.replication.report import BatchReport, CopyProgress, LogReporter, Reporter
+from etl_dagster.replication.report import BatchReport, CopyProgress, LogReporter, Reporter, merged
 from etl_dagster.store.base import TableRecord, TableState
 
 # A following process may commit several batches a second; a log wants fewer lines.
@@ -100,28 +100,9 @@ class LineReporter(SparingReporter):
     def flush(self) -> None:
         super().flush()
         if self._waiting:
-            super().batch_applied(_merged(self._waiting))
+            super().batch_applied(merged(self._waiting))
             self._waiting.clear()
             self._last_line = time.monotonic()
-
-
-def _merged(batches: list[BatchReport]) -> BatchReport:
-    changes: dict[TableId, int] = {}
-    for batch in batches:
-        for table, count in batch.changes.items():
-            changes[table] = changes.get(table, 0) + count
-    first, last = batches[0], batches[-1]
-    return BatchReport(
-        start=first.start,
-        position=last.position,
-        changes=changes,
-        transactions=sum(batch.transactions for batch in batches),
-        bytes=sum(batch.bytes for batch in batches),
-        read_seconds=sum(batch.read_seconds for batch in batches),
-        write_seconds=sum(batch.write_seconds for batch in batches),
-        newest_commit=last.newest_commit,
-        finished_at=last.finished_at,
-    )
 
 
 @contextmanager

@@ -69,6 +69,7 @@ def build_replication_defs(
     translator = translator or ReplicationTranslator(parts.name, parts.destination_kind)
     known = _known_tables(parts) if tables is None else _given_tables(parts, tables)
     check_keys(translator, known)
+    _warn_of_rules(parts, known)
     status = dg.DefaultScheduleStatus.RUNNING if schedules_running else dg.DefaultScheduleStatus.STOPPED
     batch = MicroBatch(parts, translator, known, batch_budget_seconds)
     names = pools.of(parts)
@@ -105,6 +106,14 @@ def _given_tables(parts: PipelineParts, tables: Mapping[TableId, TableSchema] | 
     if isinstance(tables, Mapping):
         return {table: parts.choices.apply(schema) for table, schema in tables.items()}
     return {TableId.parse(table) if isinstance(table, str) else table: None for table in tables}
+
+
+def _warn_of_rules(parts: PipelineParts, tables: Tables) -> None:
+    """Say which rules cut no slices, while somebody looks; the tables have one partition then."""
+    schemas = [schema for schema in tables.values() if schema is not None]
+    for problem in parts.choices.unmatched(schemas) if schemas else ():
+        if ".partitions does not fit " in problem:
+            logger.warning("Pipeline %s: %s", parts.name, problem)
 
 
 def _specs(parts: PipelineParts, translator: ReplicationTranslator, tables: Tables) -> list[dg.AssetSpec]:

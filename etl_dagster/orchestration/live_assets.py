@@ -20,6 +20,7 @@ from etl_dagster.orchestration.reporting import Event, RunReport, log_event, par
 from etl_dagster.orchestration.session import ReplicationSession, enter_session, errors_as_failures
 from etl_dagster.orchestration.succession import bury_dead, hand_over
 from etl_dagster.orchestration.translator import ReplicationTranslator, Tables, output_name, ranges_of
+from etl_dagster.orchestration.waiting import Onlooker
 from etl_dagster.orchestration.wide_graph import assets_of, chain
 from etl_dagster.store import TableState
 
@@ -64,7 +65,8 @@ class MicroBatch:
             with errors_as_failures():
                 session = enter_session(context, self.parts)
                 by_hand = UNTIL_TAG not in context.run.tags
-                replicator = session.catch_up() if by_hand else session.replicator()
+                onlooker = Onlooker(context, session.pipeline, ())
+                replicator = session.catch_up(onlooker.tell) if by_hand else session.replicator()
                 if replicator is None and by_hand:
                     context.log.info("Another process runs this pipeline, and has caught up with the source")
                 elif replicator is None:

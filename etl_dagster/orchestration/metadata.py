@@ -96,7 +96,10 @@ def _own(copy: TableCopy, progress: CopyProgress, partitions: Sequence[str], who
     seconds = max(0.0, (copy.record.updated_at - copy.started_at).total_seconds())
     found: dict[str, object] = {"etl/seconds": round(seconds, 3)}
     if (rows := copy.record.rows) is not None:
-        found |= {"etl/copied_rows": rows, "etl/rows_per_second": round(rows / max(seconds, 0.001))}
+        found["etl/copied_rows"] = rows
+        # Of the time it read; nobody knows how many of the rows another process had staged before.
+        if progress.seconds > 0 and not progress.skipped_bytes:
+            found["etl/rows_per_second"] = round(rows / progress.seconds)
         found |= _rows(rows) if whole else {}
         is_all_of_it = list(partitions) == [WHOLE_TABLE] if whole else tuple(partitions) == progress.slices
         found |= {"dagster/partition_row_count": rows} if is_all_of_it and len(partitions) == 1 else {}
@@ -110,10 +113,11 @@ def _partitions(names: Sequence[str]) -> dict[str, object]:
 
 
 def _volume(copy: CopyProgress) -> dict[str, object]:
+    """Without a rate when another process had staged everything already."""
+    read = {"etl/bytes_per_second": round(copy.bytes_per_second), "etl/copy_seconds": round(copy.seconds, 3)}
     return {
         "etl/copied_bytes": copy.bytes_done,
-        "etl/bytes_per_second": round(copy.bytes_per_second),
-        "etl/copy_seconds": round(copy.seconds, 3),
+        **(read if copy.bytes_per_second > 0 else {}),
         "etl/barrier_seconds": round(copy.barrier_seconds, 3),
     }
 

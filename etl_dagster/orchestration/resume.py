@@ -8,9 +8,10 @@ from etl_dagster.model import TableId
 from etl_dagster.orchestration.names import PIPELINE_TAG
 from etl_dagster.orchestration.parts import PipelineParts
 from etl_dagster.orchestration.reporting import log_event
-from etl_dagster.orchestration.session import PATIENCE_SECONDS, ReplicationSession, enter_session, errors_as_failures
+from etl_dagster.orchestration.session import ReplicationSession, enter_session, errors_as_failures
 from etl_dagster.orchestration.sync_assets import bystander_events, see_through
 from etl_dagster.orchestration.translator import ReplicationTranslator
+from etl_dagster.orchestration.waiting import Onlooker
 from etl_dagster.store import TableState
 
 _TABLES = {"tables": dg.Field([str], description="Quarantined tables, schema.table")}
@@ -33,7 +34,8 @@ def build_resume(parts: PipelineParts, translator: ReplicationTranslator, pool: 
         wanted = [TableId.parse(name) for name in context.op_config["tables"]]
         with errors_as_failures():
             asked = [session.pipeline.request_resume(table) for table in wanted]
-            see_through(session, lambda: all(map(session.pipeline.is_done, asked)), PATIENCE_SECONDS)
+            onlooker = Onlooker(context, session.pipeline, wanted)
+            see_through(context, session, lambda: all(map(session.pipeline.is_done, asked)), onlooker)
             for event in bystander_events(session, translator, also=wanted):
                 log_event(context, event)
             _require_back(session, wanted)

@@ -9,13 +9,15 @@ import dagster as dg
 
 from etl_dagster.config import PipelineConfig
 from etl_dagster.errors import ConfigError
-from etl_dagster.model import KeyRanges, TableId
-from etl_dagster.orchestration.names import PIPELINE_TAG, PipelineNames
+from etl_dagster.model import KeyRanges, TableId, TimeWindows
+from etl_dagster.orchestration.names import PIPELINE_TAG, PipelineNames, safe_name
 from etl_dagster.orchestration.partitions import WHOLE_TABLE, Definition, Rule, partitions_for
 from etl_dagster.orchestration.parts import PipelineParts
 from etl_dagster.orchestration.translator import ReplicationTranslator
 
 Window = Literal["previous", "current"]
+# Tables that the name of a schedule names.
+_NAMED = 3
 _ONE_EACH = "Make a schedule for each kind of partitions, with a name of its own"
 _NO_TIME = "Backfill them from the UI, or schedule `etl-dagster resync`"
 
@@ -41,7 +43,8 @@ def build_resync_schedule(
         tables: Tables to copy, ``schema.table``; all with the same partitions.
         cron_schedule: When.
         window: The window that is over when the schedule ticks, or the one that it ticks in.
-        name: The schedule's name, when a pipeline has several.
+        name: The schedule's name, when a pipeline has several. Without one it is that of the pipeline, with tables and
+            window where these are known to be of time.
         translator: The one that the pipeline's definitions were built with, if not the plain one.
         running: On from the start, without a click in the UI.
 
@@ -49,19 +52,22 @@ def build_resync_schedule(
         ConfigError: The tables are not partitioned alike, or into ranges, of which none is that of a time.
     """
     wanted = [TableId.parse(table) if isinstance(table, str) else table for table in tables]
+    rule: Rule = None
     if not isinstance(pipeline, str):
         parts = PipelineParts.of(pipeline)
         pipeline = parts.name
-        _check(wanted, [parts.choices.rule(table) for table in wanted])
+        rules = [parts.choices.rule(table) for table in wanted]
+        _check(wanted, rules)
+        rule = next(iter(rules), None)
     translator, names = translator or ReplicationTranslator(pipeline, ""), PipelineNames(pipeline)
     keys = [translator.sync_key(table) for table in wanted]
 
     @dg.schedule(
-        name=name or f"{names.sync_job}_schedule",
+        name=name or _name(names, wanted, rule, window),
         target=dg.AssetSelection.assets(*keys),
         cron_schedule=cron_schedule,
         default_status=dg.DefaultScheduleStatus.RUNNING if running else dg.DefaultScheduleStatus.STOPPED,
-        description=f"Copies afresh: {', '.join(map(str, wanted))}",
+        description=f"{_about(rule, window)}: {', '.join(map(str, wanted))}",
     )
     def resync(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
         graph = context.repository_def.asset_graph  # which has the rules that fit the tables
@@ -72,6 +78,20 @@ def build_resync_schedule(
         return dg.RunRequest(partition_key=key, tags={PIPELINE_TAG: pipeline})
 
     return resync
+
+
+def _name(names: PipelineNames, tables: Sequence[TableId], rule: Rule, window: Window) -> str:
+    if not isinstance(rule, TimeWindows):
+        return f"{names.sync_job}_schedule"
+    more = [f"and_{len(tables) - _NAMED}_more"] if len(tables) > _NAMED else []
+    which = [safe_name(table.name) for table in tables[:_NAMED]]
+    return "_".join([f"{names.group}__resync", *which, *more, window, rule.every])
+
+
+def _about(rule: Rule, window: Window) -> str:
+    if not isinstance(rule, TimeWindows):
+        return "Copies afresh"
+    return f"Copies the {rule.every} before again" if window == "previous" else f"Copies the present {rule.every} again"
 
 
 def partition_at(definition: Definition | None, at: datetime, window: Window) -> str | None:

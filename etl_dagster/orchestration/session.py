@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from time import monotonic
 
 import dagster as dg
@@ -10,6 +10,7 @@ import dagster as dg
 from etl_dagster.errors import ErrorKind, EtlError, StateError
 from etl_dagster.model import Lsn, TableId, TableSchema
 from etl_dagster.orchestration.names import PIPELINE_TAG
+from etl_dagster.orchestration.package_log import PACKAGE, warnings_in
 from etl_dagster.orchestration.parts import PipelineParts
 from etl_dagster.orchestration.run_reporter import RunReporter
 from etl_dagster.pipeline import Pipeline
@@ -37,9 +38,15 @@ class ReplicationSession:
         self.pipeline = pipeline
         self.log = log
         self.summary = RunSummary()
+        self._lines = RunReporter(log)
         self._stack = ExitStack()
         self._replicator: Replicator | None = None
         self._busy = False
+
+    def enter(self, log: logging.Logger) -> None:
+        """From here on, lines belong to the step whose log this is."""
+        self.log = log
+        self._lines.log_to(log)
 
     def replicator(self) -> Replicator | None:
         """The run's replicator; None when another process runs the pipeline and so does this run's work."""
@@ -52,28 +59,36 @@ class ReplicationSession:
                 self._busy = True
         return self._replicator
 
-    def replicator_or_work_done(self, done: Callable[[], bool], patience_seconds: float) -> Replicator | None:
+    def replicator_or_work_done(
+        self, done: Callable[[], bool], patience_seconds: float, while_waiting: Callable[[], None]
+    ) -> Replicator | None:
         """The run's replicator; None once another process that runs the pipeline has done what was asked for.
+
+        Args:
+            while_waiting: Called every few seconds while another process holds the pipeline.
 
         Raises:
             Failure: Neither happened within the time given.
         """
-        deadline = monotonic() + patience_seconds
+        began, turn = monotonic(), 0.0  # at once, to say at once whom it waits for
         while self._replicator is None and not done():
             try:
-                self.open(TURN_SECONDS)
+                self.open(turn)
             except StateError as error:
                 if error.kind is not ErrorKind.PIPELINE_BUSY:
                     raise
-                if monotonic() >= deadline:
+                if monotonic() >= began + patience_seconds:
                     raise dg.Failure(_patience_over(patience_seconds), allow_retries=False) from error
+                while_waiting()
+                turn = TURN_SECONDS
         return self._replicator
 
-    def catch_up(self) -> Replicator | None:
+    def catch_up(self, while_waiting: Callable[[], None]) -> Replicator | None:
         """The replicator, or None when another process has brought the pipeline to the source's present end."""
         goal = self.pipeline.current_position()
-        self._busy = self.replicator_or_work_done(lambda: self._is_applied(goal), PATIENCE_SECONDS) is None
-        return self._replicator
+        found = self.replicator_or_work_done(lambda: self._is_applied(goal), PATIENCE_SECONDS, while_waiting)
+        self._busy = found is None
+        return found
 
     def _is_applied(self, goal: Lsn) -> bool:
         position = self.pipeline.applied_position()
@@ -85,7 +100,7 @@ class ReplicationSession:
         Raises:
             StateError: Of kind ``PIPELINE_BUSY`` when another process holds it for longer than ``wait_seconds``.
         """
-        reporter = FanOut([RunReporter(self.log), self.summary])
+        reporter = FanOut([self._lines, self.summary])
         self._replicator = self._stack.enter_context(self.pipeline.replicator(reporter, wait_seconds=wait_seconds))
         return self._replicator
 
@@ -108,8 +123,11 @@ class ReplicationSession:
 
     def release(self) -> None:
         """Let go of the pipeline, so that another run may have it."""
-        with self._stack:
-            self._replicator = None
+        try:
+            with self._stack:
+                self._replicator = None
+        finally:
+            self._lines.flush()
 
     def close(self) -> None:
         """Let go of everything."""
@@ -132,16 +150,23 @@ def build_session(parts: PipelineParts) -> dg.ResourceDefinition:
     @dg.resource(required_resource_keys=parts.resource_keys, description=f"Pipeline {parts.name}, open for one run")
     def session(context: dg.InitResourceContext) -> Iterator[ReplicationSession]:
         opened = ReplicationSession(Pipeline(parts.config(context.resources)), _log_of(context))
-        try:
-            yield opened
-        finally:
-            opened.close()
+        with _own_warnings(context, opened):
+            try:
+                yield opened
+            finally:
+                opened.close()
 
     return session
 
 
 def _log_of(context: dg.InitResourceContext) -> logging.Logger:
-    return context.log or logging.getLogger("etl_dagster")
+    return context.log or logging.getLogger(PACKAGE)
+
+
+def _own_warnings(context: dg.InitResourceContext, session: ReplicationSession) -> AbstractContextManager[None]:
+    """The package's warnings go to the run's log, unless the instance is configured to have them there anyway."""
+    managed = context.instance.managed_python_loggers if context.instance else ()
+    return nullcontext() if {PACKAGE, "root"}.intersection(managed) else warnings_in(lambda: session.log)
 
 
 def enter_session(context: dg.OpExecutionContext, parts: PipelineParts) -> ReplicationSession:
@@ -149,7 +174,7 @@ def enter_session(context: dg.OpExecutionContext, parts: PipelineParts) -> Repli
     if context.run.tags.get(PIPELINE_TAG) != parts.name:
         context.instance.add_run_tags(context.run_id, {PIPELINE_TAG: parts.name})
     session: ReplicationSession = getattr(context.resources, parts.names.session)
-    session.log = context.log  # whose lines belong to this step
+    session.enter(context.log)
     return session
 
 

@@ -27,6 +27,8 @@ HANDOVER_SECONDS = 15.0
 _LOOK_SECONDS = 0.5
 # Without a change between two ticks, the sensor asks for nobody.
 _QUIET_SECONDS = 6.0
+# A backfill is many runs, and each would wait so long at its end.
+_QUIET_BY_HAND_SECONDS = 2.0
 # From here on a started run must have the fence, or wait for somebody who has it.
 SILENCE_SECONDS = 60.0
 # Runs asked for by the sensor wait a minute for the fence, those started by hand up to an hour.
@@ -54,13 +56,14 @@ def reason_to_wait(
 def hand_over(context: dg.OpExecutionContext, pipeline: str, replicator: Replicator, summary: RunSummary) -> None:
     """Have a successor started, and go on with the stream until it is there, or nothing comes any more."""
     context.instance.add_run_tags(context.run_id, {ENDING_TAG: context.run_id})
+    silence = _QUIET_SECONDS if UNTIL_TAG in context.run.tags else _QUIET_BY_HAND_SECONDS
     now, seen = monotonic(), summary.changes
-    deadline, quiet = now + HANDOVER_SECONDS, now + _QUIET_SECONDS
+    deadline, quiet = now + HANDOVER_SECONDS, now + silence
     while now < min(deadline, quiet) and not _has_successor(context.instance, pipeline, context.run_id):
         replicator.apply(budget_seconds=_LOOK_SECONDS)
         now = monotonic()
         if summary.changes > seen:
-            seen, quiet = summary.changes, now + _QUIET_SECONDS
+            seen, quiet = summary.changes, now + silence
 
 
 def bury_dead(instance: dg.DagsterInstance, pipeline: str, run_id: str, now: datetime) -> list[str]:

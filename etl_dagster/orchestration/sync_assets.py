@@ -8,6 +8,7 @@ destination.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import dagster as dg
 
@@ -19,7 +20,9 @@ from etl_dagster.orchestration.parts import PipelineParts
 from etl_dagster.orchestration.pools import PoolNames
 from etl_dagster.orchestration.reporting import Event, RunReport, log_event, partition_events
 from etl_dagster.orchestration.session import PATIENCE_SECONDS, ReplicationSession, enter_session, errors_as_retries
+from etl_dagster.orchestration.succession import hand_over
 from etl_dagster.orchestration.translator import ReplicationTranslator, Tables, output_name, ranges_of, rule_of
+from etl_dagster.orchestration.waiting import Onlooker
 from etl_dagster.orchestration.wide_graph import assets_of, chain
 from etl_dagster.store import TableRecord, TableState
 from etl_dagster.store.base import Request, RequestKind
@@ -93,7 +96,9 @@ class TableSyncs:
             session, tables = enter_session(context, self.parts), self._selected(context)
             with errors_as_retries(context):
                 requests = [self._asked(context, session, table) for table in tables]
-                see_through(session, lambda: all(_is_done(session, each) for each in requests), self.patience_seconds)
+                onlooker = Onlooker(context, session.pipeline, tables)
+                done = partial(_are_done, session, requests)
+                see_through(context, session, done, onlooker, self.patience_seconds)
                 outcome = _Outcome.of(session, self.translator, tables)
                 session.release()
             ranges = ranges_of(
@@ -174,13 +179,22 @@ class _Outcome:
         return [*self.asked, *self.made]
 
 
-def see_through(session: ReplicationSession, done: Callable[[], bool], patience_seconds: float) -> None:
+def see_through(
+    context: dg.OpExecutionContext,
+    session: ReplicationSession,
+    done: Callable[[], bool],
+    onlooker: Onlooker,
+    patience_seconds: float = PATIENCE_SECONDS,
+) -> None:
     """Do what was asked for, or wait while another process that holds the pipeline does."""
-    replicator = session.replicator_or_work_done(done, patience_seconds)
+    replicator = session.replicator_or_work_done(done, patience_seconds, onlooker.tell)
     if replicator is None:
+        onlooker.tell_end()
         return
     try:
         replicator.sync()
+        if session.summary.changes:  # more will come, and without a successor nobody would apply it for a while
+            hand_over(context, session.pipeline.name, replicator, session.summary)
     except EtlError:
         session.release()  # a retry begins with new connections
         raise
@@ -206,6 +220,10 @@ def _request(context: dg.OpExecutionContext, table: TableId) -> Request:
     """What the run, or the one that it is the re-execution of, asks for; the same in both steps and all retries."""
     run_id = context.run.root_run_id or context.run_id
     return Request(request_id=f"{run_id}/{table}", table=table, kind=RequestKind.RESYNC)
+
+
+def _are_done(session: ReplicationSession, requests: Sequence[Request]) -> bool:
+    return all(_is_done(session, each) for each in requests)
 
 
 def _is_done(session: ReplicationSession, request: Request) -> bool:

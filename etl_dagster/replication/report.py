@@ -57,6 +57,26 @@ class BatchReport:
         return sum(self.changes.values())
 
 
+def merged(batches: Sequence[BatchReport]) -> BatchReport:
+    """Batches that follow each other, as if they had been one; there must be at least one."""
+    changes: dict[TableId, int] = {}
+    for batch in batches:
+        for table, count in batch.changes.items():
+            changes[table] = changes.get(table, 0) + count
+    first, last = batches[0], batches[-1]
+    return BatchReport(
+        start=first.start,
+        position=last.position,
+        changes=changes,
+        transactions=sum(batch.transactions for batch in batches),
+        bytes=sum(batch.bytes for batch in batches),
+        read_seconds=sum(batch.read_seconds for batch in batches),
+        write_seconds=sum(batch.write_seconds for batch in batches),
+        newest_commit=last.newest_commit,
+        finished_at=last.finished_at,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class CopyProgress:
     """How far the copy of one table is; ``rows_total`` and ``bytes_total`` are the planner's estimates.

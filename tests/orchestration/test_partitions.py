@@ -7,10 +7,13 @@ from zoneinfo import ZoneInfo
 import dagster as dg
 import pytest
 
-from etl_dagster.model import KeyRanges, TableId, TimeWindows
+from etl_dagster.model import KeyRanges, Lsn, TableId, TimeWindows
 from etl_dagster.model.slices import Every
 from etl_dagster.orchestration import ReplicationTranslator
+from etl_dagster.orchestration.metadata import TableCopy, sync_metadata
 from etl_dagster.orchestration.partitions import partitions_for
+from etl_dagster.replication import CopyProgress
+from etl_dagster.store import TableRecord, TableState
 from tests.orchestration.project import ITEMS, ORDERS, QUIET, Project
 
 EVENTS = TableId("shop", "events")
@@ -223,3 +226,30 @@ def test_slices_that_another_process_was_asked_for_are_shown_too(sliced: Project
     assert sliced.rows("select count(*) from shop.events where what = 'as it is'") == [(20,)]
     events = sliced.materializations(sliced.translator.sync_key(EVENTS))
     assert {event.partition for event in events[: len(events) - before]} == {day(6), day(7)}
+
+
+def test_a_partition_that_could_not_be_copied_is_not_shown_as_materialized(sliced: Project) -> None:
+    sliced.execute("alter table shop.events drop column at")  # before any process has seen it
+    before = len(sliced.copies(EVENTS))
+    assert not sync(sliced, EVENTS, day(3)).success
+    assert len(sliced.copies(EVENTS)) == before
+
+
+def test_a_rule_that_does_not_fit_is_told_when_the_definitions_are_loaded(
+    sliced: Project, caplog: pytest.LogCaptureFixture
+) -> None:
+    rule = RULES["shop.events"]["partitions"] | {"column": "att"}
+    sliced.configure(tables={"shop.events": {"partitions": rule}, "shop.gone": {"landing": "changelog"}})
+    [line] = caplog.messages
+    assert "tables.shop.events.partitions does not fit shop.events" in line
+    assert "it has no column att" in line
+
+
+def test_what_another_run_has_staged_has_no_rate_here() -> None:
+    record = TableRecord(table=EVENTS, state=TableState.READY, rows=10)
+    progress = CopyProgress(EVENTS, 2, 2, 10, 10, bytes_done=500, bytes_total=500, skipped_bytes=500)
+    copy = TableCopy(record, progress, None, Lsn(1), record.updated_at)
+    found = sync_metadata(copy, ["all"], whole=True)
+    assert found["etl/copied_rows"] == 10
+    assert found["etl/copied_bytes"] == 500
+    assert not {"etl/bytes_per_second", "etl/copy_seconds", "etl/rows_per_second"} & set(found)

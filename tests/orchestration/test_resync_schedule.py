@@ -95,3 +95,24 @@ def test_tables_without_a_rule_are_copied_whole(project: Project) -> None:
     assert project.run(schedule.job_name, partition_key=request.partition_key, tags=dict(request.tags)).success
     assert len(project.copies(ORDERS)) == 2
     assert len(project.copies(ITEMS)) == 1
+
+
+@pytest.mark.parametrize(
+    ("rules", "window", "name", "about"),
+    [
+        ({"shop.orders": DAILY}, "previous", "far__resync_orders_previous_day", "Copies the day before again: "),
+        ({"shop.orders": HOURLY}, "current", "far__resync_orders_current_hour", "Copies the present hour again: "),
+        ({"shop.orders": {"type": "none"}}, "previous", "far__resync_all_schedule", "Copies afresh: "),
+        (
+            {f"shop.t {n}": DAILY for n in range(5)},
+            "previous",
+            "far__resync_t_0_t_1_t_2_and_2_more_previous_day",
+            "Copies the day before again: ",
+        ),
+    ],
+)
+def test_a_schedule_is_named_after_what_it_copies(rules: Mapping[str, Any], window: Any, name: str, about: str) -> None:
+    schedule = build_resync_schedule(config(rules), list(rules), "30 3 * * *", window=window)
+    assert schedule.name == name
+    assert schedule.description == f"{about}{', '.join(rules)}"
+    assert build_resync_schedule(config(rules), list(rules), "30 3 * * *", name="mine").name == "mine"

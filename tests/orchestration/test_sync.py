@@ -1,17 +1,25 @@
 """Materializing a table's sync copies the table afresh, whoever holds the pipeline."""
 
 import threading
+from dataclasses import replace
+from time import monotonic, sleep
+from typing import Any
 
 import dagster as dg
+import pytest
 
 from etl_dagster.model import TableId
-from etl_dagster.orchestration.names import PIPELINE_TAG
+from etl_dagster.orchestration.names import ENDING_TAG, PIPELINE_TAG
 from etl_dagster.orchestration.parts import PipelineParts
 from etl_dagster.orchestration.pools import Pools
 from etl_dagster.orchestration.session import build_session
 from etl_dagster.orchestration.sync_assets import TableSyncs
+from etl_dagster.orchestration.waiting import words
 from etl_dagster.pipeline import Pipeline
+from etl_dagster.pipeline.status import TableStatus
+from etl_dagster.store import TableState
 from tests.orchestration.project import ITEMS, ORDERS, QUIET, Project
+from tests.orchestration.test_succession import beside_a_follower, started
 
 
 def sync(project: Project, *tables: TableId, patience_seconds: float = 60.0) -> dg.ExecuteInProcessResult:
@@ -95,7 +103,63 @@ def test_a_sync_waits_while_the_process_that_holds_the_pipeline_does_the_copy(pr
         stop.set()
         follower.join()
     project.assert_equal()
+    copies = project.copies(ORDERS)
+    assert len(copies) == 2
+    assert not {"etl/bytes_per_second", "etl/seconds", "etl/rows_per_second"} & set(copies[0]), "nobody knows them here"
+
+
+def test_a_run_that_waits_says_for_whom_and_how_far_that_is(project: Project, connect: Any) -> None:
+    project.micro_batch()
+    batch = started(project)
+    writer = connect(autocommit=False)
+    writer.execute("update shop.orders set amount = 0 where id = 7")  # which the copy waits for
+
+    def commit_when_told() -> None:
+        while not log_lines(project, "holds the pipeline"):
+            sleep(0.05)
+        writer.commit()
+
+    committer = threading.Thread(target=commit_when_told)
+    committer.start()
+    beside_a_follower(project, lambda: sync(project, ORDERS))
+    committer.join()
+
+    waiting = log_lines(project, "holds the pipeline")[0]
+    assert waiting.startswith(f"Run {batch.run_id} holds the pipeline, and does the work of this one: shop.orders is ")
+    assert log_lines(project, "Another process has done the work of this run")
     assert len(project.copies(ORDERS)) == 2
+
+
+def test_a_copy_that_another_process_makes_is_told_with_its_progress() -> None:
+    status = TableStatus(ORDERS, TableState.COPYING, None, "", "", None, None, chunks_done=5, chunks_total=12)
+    status = replace(status, rows_done=500, rows_total=1200, bytes_done=50 << 20, bytes_total=120 << 20)
+    assert words(status) == "shop.orders copied 500 of about 1,200 rows (52.4 of 125.8 MB), chunk 5 of 12"
+    status = replace(status, chunks_done=0, chunks_total=0, waits_for=("pid 7 (psql)",))
+    assert words(status) == "shop.orders is copying, its copy waits for pid 7 (psql)"
+    status = replace(status, state=TableState.READY, waits_for=(), asked=("3 slices",))
+    assert words(status) == "shop.orders is ready, its turn is to come (3 slices)"
+
+
+@pytest.mark.parametrize("changed", [True, False])
+def test_a_sync_that_applied_changes_hands_over(project: Project, changed: bool) -> None:
+    project.micro_batch()
+    if changed:
+        project.execute("update shop.items set what = 'new' where order_id = 7")
+    began = monotonic()
+    result = sync(project, ORDERS)
+    assert result.success
+    run = project.instance.get_run_by_id(result.run_id)
+    assert run is not None
+    assert (run.tags.get(ENDING_TAG) == run.run_id) == changed
+    assert monotonic() - began < 6
+    project.assert_equal()
+
+
+def log_lines(project: Project, part: str) -> list[str]:
+    """Lines of any run's log."""
+    runs = project.instance.get_runs()
+    entries = [entry for run in runs for entry in project.instance.all_logs(run.run_id)]
+    return [entry.user_message for entry in entries if part in entry.user_message]
 
 
 def test_a_sync_gives_up_with_a_clear_word_when_the_holder_does_nothing(project: Project, monkeypatch) -> None:
