@@ -9,7 +9,7 @@ from etl_dagster.orchestration.names import PIPELINE_TAG
 from etl_dagster.orchestration.parts import PipelineParts
 from etl_dagster.orchestration.reporting import log_event
 from etl_dagster.orchestration.session import ReplicationSession, enter_session, errors_as_failures
-from etl_dagster.orchestration.sync_assets import bystander_events, see_through
+from etl_dagster.orchestration.sync_assets import bystander_events, pass_on, see_through
 from etl_dagster.orchestration.translator import ReplicationTranslator
 from etl_dagster.orchestration.waiting import Onlooker
 from etl_dagster.store import TableState
@@ -35,7 +35,8 @@ def build_resume(parts: PipelineParts, translator: ReplicationTranslator, pool: 
         with errors_as_failures():
             asked = [session.pipeline.request_resume(table) for table in wanted]
             onlooker = Onlooker(context, session.pipeline, wanted)
-            see_through(context, session, lambda: all(map(session.pipeline.is_done, asked)), onlooker)
+            see_through(session, lambda: all(map(session.pipeline.is_done, asked)), onlooker)
+            pass_on(context, session)
             for event in bystander_events(session, translator, also=wanted):
                 log_event(context, event)
             _require_back(session, wanted)

@@ -7,7 +7,7 @@ destination.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import dagster as dg
@@ -98,8 +98,10 @@ class TableSyncs:
                 requests = [self._asked(context, session, table) for table in tables]
                 onlooker = Onlooker(context, session.pipeline, tables)
                 done = partial(_are_done, session, requests)
-                see_through(context, session, done, onlooker, self.patience_seconds)
+                see_through(session, done, onlooker, self.patience_seconds)
                 outcome = _Outcome.of(session, self.translator, tables)
+                pass_on(context, session)  # which may take up what others ask for, of the same tables too
+                outcome = outcome.ended(session, self.translator)
                 session.release()
             ranges = ranges_of(
                 self.translator, self.parts.choices, {each.table: each.schema for each in outcome.all_copies}
@@ -140,7 +142,7 @@ class TableSyncs:
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What came of a run, taken down while it held the pipeline.
+    """What came of a run, taken down while it held the pipeline, and completed before it lets go.
 
     Attributes:
         asked: Copies that were asked for.
@@ -169,9 +171,12 @@ class _Outcome:
         ]
         done = {copy.table for copy in asked}
         failures = [_not_copied(table, record) for table, record in records.items() if table not in done]
-        replicator = session.opened
-        made = RunReport(translator, session, replicator).copies() if replicator else []
-        return cls(asked, made, failures, bystander_events(session, translator))
+        return cls(asked, _copies_made(session, translator), failures, [])
+
+    def ended(self, session: ReplicationSession, translator: ReplicationTranslator) -> "_Outcome":
+        """With what the run did since."""
+        made = {copy.table: copy for copy in (*self.made, *_copies_made(session, translator))}
+        return replace(self, made=list(made.values()), bystanders=bystander_events(session, translator))
 
     @property
     def all_copies(self) -> Sequence[TableCopy]:
@@ -179,8 +184,12 @@ class _Outcome:
         return [*self.asked, *self.made]
 
 
+def _copies_made(session: ReplicationSession, translator: ReplicationTranslator) -> list[TableCopy]:
+    replicator = session.opened
+    return RunReport(translator, session, replicator).copies() if replicator else []
+
+
 def see_through(
-    context: dg.OpExecutionContext,
     session: ReplicationSession,
     done: Callable[[], bool],
     onlooker: Onlooker,
@@ -193,11 +202,20 @@ def see_through(
         return
     try:
         replicator.sync()
-        if session.summary.changes:  # more will come, and without a successor nobody would apply it for a while
-            hand_over(context, session.pipeline.name, replicator, session.summary)
     except EtlError:
         session.release()  # a retry begins with new connections
         raise
+
+
+def pass_on(context: dg.OpExecutionContext, session: ReplicationSession) -> None:
+    """Have a successor started if the source is busy: without one, nobody would replicate for a while."""
+    if (replicator := session.opened) is None or not session.summary.changes:
+        return
+    try:
+        hand_over(context, session.pipeline.name, replicator, session.summary)
+    except EtlError as error:  # what was asked for is done
+        context.log.warning("The stream is left to the next run: %s", error)
+        session.release()
 
 
 def bystander_events(

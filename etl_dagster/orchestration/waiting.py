@@ -40,7 +40,7 @@ class Onlooker:
 
     def tell_end(self) -> None:
         """Write that there is nothing left to do."""
-        self._context.log.info("Another process has done the work of this run; its log tells how")
+        self._context.log.info("What was asked for is done; the log of whoever did it tells how")
 
     def _holder(self) -> str:
         """The fence does not say whose it is, but of the runs of a pipeline one holds it as a rule."""

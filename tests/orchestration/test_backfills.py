@@ -135,6 +135,16 @@ def test_a_run_from_the_failed_step_on_sees_through_what_was_asked_before(
     sliced.assert_equal()
 
 
+def test_a_run_from_the_failed_step_on_copies_again_what_was_quarantined(sliced: Project, tmp_path: Path) -> None:
+    sliced.execute("update shop.orders set amount = 'NaN' where id = 7")
+    with deployed(tmp_path, sliced.document | {"tables": {}}) as deployment:
+        run_id = deployment.launch("test__resync_all", [sliced.translator.sync_key(ORDERS)], ALL)
+        deployment.until(lambda: deployment.status(run_id) is dg.DagsterRunStatus.FAILURE)
+        sliced.execute("update shop.orders set amount = 1 where id = 7")
+        deployment.until_run(deployment.launch_again_from_failure(run_id))
+    sliced.assert_equal()
+
+
 def run_once(document: Mapping[str, Any]) -> None:
     """Copy the tables of another pipeline, and catch up."""
     with closing(Pipeline(PipelineConfig.model_validate(document))) as pipeline, pipeline.replicator() as replicator:

@@ -126,7 +126,7 @@ def test_a_run_that_waits_says_for_whom_and_how_far_that_is(project: Project, co
 
     waiting = log_lines(project, "holds the pipeline")[0]
     assert waiting.startswith(f"Run {batch.run_id} holds the pipeline, and does the work of this one: shop.orders is ")
-    assert log_lines(project, "Another process has done the work of this run")
+    assert log_lines(project, "What was asked for is done")
     assert len(project.copies(ORDERS)) == 2
 
 
