@@ -84,8 +84,16 @@ class Retrier:
         wait = min(random.uniform(0, self._longest), left) if _Switch.waiting else 0.0  # noqa: S311
         self._longest = min(self._longest * self._backoff.factor, self._backoff.max_seconds)
         attempts = f"attempt {self.failures} of {self._backoff.max_attempts}"
-        # The class alone: a driver's text may hold values.
-        log.warning("%s: %s (%s), next in %.1f s", self.what, type(error).__name__, attempts, wait)
+        # Of errors that are not ours the class alone: a driver's text may hold values.
+        told = getattr(error, "message", "") if hasattr(error, "hint") else type(error).__name__
+        log.log(
+            logging.INFO if self.failures == 1 else logging.WARNING,
+            "%s: %s (%s), next in %.1f s",
+            self.what,
+            told,
+            attempts,
+            wait,
+        )
         return wait
 
 

@@ -95,6 +95,6 @@ def test_progress_makes_the_next_failure_a_first_one(clock: list[float]) -> None
 
 @pytest.mark.usefixtures("no_waiting")
 def test_a_retry_is_logged_by_name_without_the_text_of_the_error(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO):
         Retrier("the slot", when=_busy, backoff=Backoff(max_attempts=3)).failed(Busy("hunter2"))
     assert caplog.messages == ["the slot: Busy (attempt 1 of 3), next in 0.0 s"]

@@ -161,7 +161,7 @@ def replaced_values(replaced: Mapping[str, int]) -> str:
 
 
 def _reader(pid: int | None) -> str:
-    return "slot not in use" if pid is None else f"slot in use by PID {pid}"
+    return "slot not being read just now" if pid is None else f"slot being read by PID {pid}"
 
 
 def show_run(summary: RunSummary, records: Mapping[TableId, TableRecord], duration: float) -> None:

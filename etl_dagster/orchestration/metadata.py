@@ -95,7 +95,7 @@ def _own(copy: TableCopy, progress: CopyProgress, partitions: Sequence[str], who
     """What is known of a copy that the run made itself."""
     seconds = max(0.0, (copy.record.updated_at - copy.started_at).total_seconds())
     found: dict[str, object] = {"etl/seconds": round(seconds, 3)}
-    if (rows := copy.record.rows) is not None:
+    if (rows := copy.record.copied_rows) is not None:
         found["etl/copied_rows"] = rows
         # Of the time it read; nobody knows how many of the rows another process had staged before.
         if progress.seconds > 0 and not progress.skipped_bytes:

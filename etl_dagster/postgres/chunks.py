@@ -31,6 +31,13 @@ SELECT pg_current_snapshot()::text, clock_timestamp(),
        CASE WHEN pg_is_in_recovery() THEN greatest(pg_last_wal_replay_lsn(), pg_last_wal_receive_lsn())
             ELSE pg_current_wal_insert_lsn() END - '0/0'::pg_lsn
 """
+# What is told of an object comes from the newest catalogue, whatever the snapshot, which has the names of its time.
+_NAMES_KEPT = """
+SELECT coalesce(bool_and(right(known.identity, length(quote_ident(c.name)) + 1) = '.' || quote_ident(c.name)), false)
+FROM (SELECT %s::oid AS relation) t CROSS JOIN unnest(%s::int[], %s::text[]) c(attnum, name)
+LEFT JOIN LATERAL pg_identify_object('pg_class'::regclass, t.relation, c.attnum) known ON true
+"""
+
 StartCopy = Callable[[sql.Composable], CopyOut]
 
 
@@ -47,6 +54,7 @@ class ChunkReader:
     ) -> None:
         self.replaced: Counter[str] = Counter()
         self._connection = connection
+        self._table = table
         self._relation = relation
         snapshot, taken_at, seen_lsn = fetch_one(connection, _SNAPSHOT)
         self.snapshot: str = snapshot
@@ -64,6 +72,15 @@ class ChunkReader:
             return 0
         found = fetch_one(self._connection, "SELECT coalesce(pg_relation_filenode(%s::oid), 0)", [self._relation])
         return int(found[0])
+
+    @property
+    def has_its_names(self) -> bool:
+        """Whether columns were read by names that they had, asked for under the same lock."""
+        parameters = [
+            [column.attnum for column in self._table.columns],
+            [column.name for column in self._table.columns],
+        ]
+        return bool(fetch_one(self._connection, _NAMES_KEPT, [self._table.oid, *parameters])[0])
 
     def close(self) -> None:
         """Stop reading."""

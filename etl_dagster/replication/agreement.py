@@ -106,7 +106,8 @@ def _finished(destination: Destination, tables: Tables, record: TableRecord, pos
         result = destination.finish_copy(tables.copy_target(record), position)
     except EtlError:
         return False
-    tables.move(record.table, TableState.READY, rows=result.rows)
+    counts = {"slice_rows": result.rows} if record.slices else {"rows": result.rows, "slice_rows": None}
+    tables.move(record.table, TableState.READY, **counts)
     return True
 
 

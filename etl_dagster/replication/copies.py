@@ -90,16 +90,17 @@ class Copies:
         ripe = [record for record in staged if passed(position, record.copy_end or Lsn(0))]
         if len(ripe) < len(staged) and passed(position, self._source.current_position()):
             self._source.flush_wal()
-        finished: dict[TableId, int | None] = {}
+        finished: dict[TableId, dict[str, int | None]] = {}
         try:
             for record in ripe:
                 if (result := self._finish(record, position)) is not None:
-                    finished[record.table] = result.rows
+                    counts = {"slice_rows": result.rows} if record.slices else {"rows": result.rows, "slice_rows": None}
+                    finished[record.table] = counts
         finally:
             if finished:
                 with self._tables.together():
-                    for table, rows in finished.items():
-                        self._tables.move(table, TableState.READY, rows=rows)
+                    for table, counts in finished.items():
+                        self._tables.move(table, TableState.READY, **counts)
         return bool(ripe)
 
     def _prepare(self, record: TableRecord) -> CopyTarget:

@@ -161,6 +161,7 @@ class Copier:
         for job in self.jobs.values():
             if job.barrier:
                 job.barrier &= present
+                job.barrier_seconds = monotonic() - job.began
             if job.barrier:
                 self._notice_barrier(job, writers)
         if through := [job for job in self.jobs.values() if job.barrier == set()]:
@@ -188,7 +189,6 @@ class Copier:
         )
 
     def _submit(self, job: CopyJob, planned: Sequence[ChunkRecord]) -> None:
-        job.barrier_seconds = monotonic() - job.began
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="copy")
         job.chunks = {chunk.chunk_id: chunk for chunk in planned}
@@ -226,7 +226,7 @@ class Copier:
         else:
             reading = self._source.read_chunk(job.table, chunk.plan(job.target.slices))
         with reading as reader:
-            batches = _same_file(reader, chunk, job.table.id)
+            batches = _unchanged(reader, chunk, job.table.id)
             rows = self._destination.write_table_rows(
                 job.target,
                 ChunkRows(
@@ -290,12 +290,18 @@ def told(writer: Writer) -> str:
 
 
 class RelationRewritten(TableError):
-    """A rewrite moved the rows of a table between its blocks: chunks read before it say nothing about it now."""
+    """A table is another one than when its copy began: its rows were moved between blocks, or its columns renamed."""
 
 
-def _same_file(reader: ChunkReader, chunk: ChunkRecord, table: TableId) -> Iterable[pa.RecordBatch]:
-    """The rows of a chunk; fails at their end, before they are committed, when another file was read than planned."""
+def _unchanged(reader: ChunkReader, chunk: ChunkRecord, table: TableId) -> Iterable[pa.RecordBatch]:
+    """The rows of a chunk; fails at their end, before they are committed, when something else was read than planned."""
     yield from reader
+    if not reader.has_its_names:
+        raise RelationRewritten(
+            f"{table} had its columns renamed while it was copied",
+            hint="The copy starts over by itself",
+            table=str(table),
+        )
     if chunk.filenode and reader.filenode != chunk.filenode:
         raise RelationRewritten(
             f"{table} was rewritten (VACUUM FULL, CLUSTER, TRUNCATE or ALTER TABLE) while it was copied",

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from etl_dagster.destinations.base import Destination
-from etl_dagster.errors import EtlError, PublicationTooNew, RowIncomplete, SourceLocked
+from etl_dagster.errors import ErrorKind, EtlError, PublicationTooNew, RowIncomplete, SourceLocked
 from etl_dagster.model import EventBatch, Lsn, TableChoices, TableEvents, TableId, TableSchema
 from etl_dagster.replication.agreement import agree_on_slot, agree_with_destination, begin_anew
 from etl_dagster.replication.copies import Copies
@@ -37,6 +37,7 @@ from etl_dagster.settings import ReplicationSettings
 from etl_dagster.store.base import Store, TableRecord, TableState
 
 _NEVER = float("-inf")
+_UNTOLD_TRIES = 3
 # To look at many thousand tables takes a second; it shall be a small share of the time.
 _LONG_LOOK_SECONDS, _REFRESH_PAUSE = 0.25, 20
 
@@ -308,7 +309,9 @@ class Replicator:
         except EtlError as second:
             error = second
         wait = self._retrier.failed(error)
-        self._reporter.notice(f"{error.message}; next try in {wait:.1f} s")
+        # Whoever asks for the status looks into the slot for a moment, which is nothing to tell.
+        if error.kind is not ErrorKind.SLOT_BUSY or self._retrier.failures > _UNTOLD_TRIES:
+            self._reporter.notice(f"{error.message}; next try in {wait:.1f} s")
         return wait
 
     def _begin_anew(self, error: EtlError) -> None:
@@ -407,6 +410,7 @@ class Replicator:
         table = self._known(error.table)
         if isinstance(error, RelationRewritten) and table is not None:
             self._tables.recopy(table, error.message, live=self._tables.records[table].live)
+            self._refreshed_at = _NEVER
             return
         if table is not None and action_for(error) is not Action.RETRY and self._outdated(table):
             return

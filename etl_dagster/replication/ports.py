@@ -158,6 +158,11 @@ class ChunkReader(Protocol):
         """File that was read, 0 when rows were read by key; valid after the iteration."""
         ...
 
+    @property
+    def has_its_names(self) -> bool:
+        """The columns were called as the table's schema says when they were read; valid after the iteration."""
+        ...
+
     def __iter__(self) -> Iterator[pa.RecordBatch]: ...
 
 

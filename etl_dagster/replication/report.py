@@ -260,7 +260,7 @@ class RunSummary:
         if record.state == "copied":
             self._copied.add(record.table)
         if record.state == "ready" and record.table in self._copied:
-            self._table(record.table).copied_rows = record.rows
+            self._table(record.table).copied_rows = record.copied_rows
         if record.state == "quarantined":
             self.quarantined[record.table] = record
 

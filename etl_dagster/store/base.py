@@ -42,7 +42,8 @@ class TableRecord(FrozenModel):
         live: A live table exists at the destination and goes on being fed.
         reason: Why the table is in this state, for people; never row values.
         hint: What to do next.
-        rows: Rows the last finished copy brought.
+        rows: Rows the last finished copy of the whole table brought.
+        slice_rows: Rows the last finished copy brought, when it was one of slices.
         held: Quarantined, with its changes kept at the destination, so that it can be resumed where it stopped: the
             live table, when ``live``, and the copy, when there is one, are complete up to there.
         resume: Asked for by the operator: go on from where it was quarantined.
@@ -61,12 +62,18 @@ class TableRecord(FrozenModel):
     reason: str = ""
     hint: str = ""
     rows: int | None = None
+    slice_rows: int | None = None
     held: bool = False
     resume: bool = False
     slices: tuple[Slice, ...] = ()
     replaced: dict[str, int] = Field(default_factory=dict)
     files: tuple[tuple[int, int, str], ...] | None = None
     updated_at: datetime = Field(default_factory=_now)
+
+    @property
+    def copied_rows(self) -> int | None:
+        """Rows the last finished copy brought, whole or of slices."""
+        return self.rows if self.slice_rows is None else self.slice_rows
 
 
 class ChunkRecord(FrozenModel):

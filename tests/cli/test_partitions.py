@@ -209,9 +209,14 @@ def test_status_tells_what_a_copy_waits_for(synced: CommandLine, connect: Connec
     wait_until(lambda: bool(status(synced, "public.orders")["waits_for"]))
     found = status(synced, "public.orders")
     assert found["slices"] == ["2025-02-01"]
-    assert found["waits_for"][0].startswith(f"pid {writer.info.backend_pid} (nightly-import, idle in transaction, open for ")
+    assert found["waits_for"][0].startswith(
+        f"pid {writer.info.backend_pid} (nightly-import, idle in transaction, open for "
+    )
     shown = synced("status").out
-    assert f"public.orders: its copy waits for pid {writer.info.backend_pid} (nightly-import, idle in transaction, open for" in shown
+    assert (
+        f"public.orders: its copy waits for pid {writer.info.backend_pid} (nightly-import, idle in transaction, open for"
+        in shown
+    )
     assert "its copy is of slices 2025-02-01" in shown
     started = time.monotonic()
     writer.commit()

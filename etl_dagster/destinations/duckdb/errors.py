@@ -48,6 +48,7 @@ KINDS: dict[str, tuple[ErrorKind, str]] = {
     "Error": (ErrorKind.DESTINATION_REFUSED, _OURS),
 }
 
+_NO_SPACE = ("No space left", "Could not write file")
 _OUT_OF_MEMORY, _NO_MEMORY = "OutOfMemoryException", "failed to pin block"
 _CLASSES: dict[ErrorKind, type[EtlError]] = {ErrorKind.TABLE: TableError, ErrorKind.VALUE: ValueUnrepresentable}
 # Messages of these kinds quote values of rows, which must not reach a log.
@@ -68,6 +69,8 @@ def translate(error: Exception, doing: str, table: str | None = None) -> EtlErro
     """The error to raise for one of DuckDB's."""
     name = _OUT_OF_MEMORY if is_out_of_memory(error) else next(found for found in _names(error) if found in KINDS)
     kind, hint = KINDS[name]
+    if any(words in str(error) for words in _NO_SPACE):
+        hint = _FILE
     detail = name if kind in _SECRETIVE else f"{name}: {_first_line(error)}"
     if kind in _CLASSES and table is None:
         kind = ErrorKind.DESTINATION_REFUSED

@@ -190,8 +190,12 @@ class SharedFile:
 
     def _newest(self, client: Client) -> int:
         """The newest watermark of the pipeline's tables and copies, which nobody else may change."""
-        with translated("read the watermarks"):
-            found = client.main.rows(_NEWEST.format(owner=self._owner.replace("'", "''")))
+        try:
+            with translated("read the watermarks"):
+                found = client.main.rows(_NEWEST.format(owner=self._owner.replace("'", "''")))
+        except DestinationError as error:
+            error.hint = _START_AGAIN
+            raise
         return int(found[0][0])
 
     def _close(self) -> None:
