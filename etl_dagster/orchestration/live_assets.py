@@ -133,7 +133,7 @@ class MicroBatch:
         if work.held:
             copied = {copy.table: copy.schema for copy in work.copies}
             ranges = ranges_of(self.translator, self.parts.choices, {**self.tables, **copied})
-            publish_ranges(context, session.pipeline, ranges, copied)
+            publish_ranges(context, session.pipeline, ranges, {copy.table: copy.slices for copy in work.copies})
         for event in (*partition_events(session, self.translator, work.copies, {}), *work.events):
             if isinstance(event, dg.Output):
                 yield event

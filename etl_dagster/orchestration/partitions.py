@@ -1,6 +1,6 @@
 """Slices of a table as partitions of its sync: their definitions, and the keys of planned ranges."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, time
 from zoneinfo import ZoneInfo
 
@@ -49,28 +49,30 @@ def publish_ranges(
     context: dg.OpExecutionContext,
     pipeline: Pipeline,
     ranges: Mapping[TableId, str],
-    copied: Iterable[TableId],
+    copied: Mapping[TableId, Sequence[str]],
 ) -> None:
     """Have Dagster know the ranges of live tables as they are planned; plans those that are not.
 
     Args:
         ranges: Name of the dynamic partitions of each table that is cut into ranges.
-        copied: Tables of which the run copied something: their last range is cut again when it has grown.
+        copied: Keys of what the run copied of each table, none for all of it. Only where the last range was among it,
+            that is cut again when it has grown: whoever else asks for it, maybe a later run of the same backfill, meant
+            all of it.
     """
-    again = set(copied)
     for table, name in ranges.items():
         try:
-            _publish(context, name, _planned(pipeline, table, table in again))
+            _publish(context, name, _planned(pipeline, table, copied.get(table)))
         except EtlError as error:  # the rows are where they belong, so the run has not failed
             context.log.warning("The partitions of %s stay as they are for now: %s", table, error)
 
 
-def _planned(pipeline: Pipeline, table: TableId, again: bool) -> list[str]:
+def _planned(pipeline: Pipeline, table: TableId, copied: Sequence[str] | None) -> list[str]:
     record = pipeline.record(table)
     if record is None or record.state is not TableState.READY:
         return []
-    slices = [] if again else pipeline.slices(table)
-    return [each.name for each in slices or pipeline.plan_slices(table)]
+    names = [each.name for each in pipeline.slices(table)]
+    has_last = copied is not None and (not copied or not names or names[-1] in copied)
+    return [each.name for each in pipeline.plan_slices(table)] if has_last or not names else names
 
 
 def _publish(context: dg.OpExecutionContext, name: str, keys: list[str]) -> None:

@@ -106,7 +106,9 @@ class TableSyncs:
             ranges = ranges_of(
                 self.translator, self.parts.choices, {each.table: each.schema for each in outcome.all_copies}
             )
-            publish_ranges(context, session.pipeline, ranges, ranges)
+            keys = _slices(context.partition_keys)
+            copied = {each.table: each.slices for each in outcome.made} | {each.table: keys for each in outcome.asked}
+            publish_ranges(context, session.pipeline, ranges, copied)
             yield from self._told(context, session, outcome)
 
         return copy_tables

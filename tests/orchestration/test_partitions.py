@@ -188,6 +188,18 @@ def test_the_last_range_is_cut_again_once_it_has_grown(sliced: Project) -> None:
     sliced.assert_equal()
 
 
+def test_a_run_of_other_ranges_leaves_the_last_one_to_who_asks_for_it_later(sliced: Project) -> None:
+    keys = sliced.instance.get_dynamic_partitions("test__sync__shop__orders")
+    sliced.execute(
+        "insert into shop.orders select n, 'placed', 1 from generate_series(1001, 3000) n", "analyze shop.orders"
+    )
+    sliced.micro_batch()
+    sliced.damage("update shop.orders set status = 'drifted' where id > 700")
+    for key in keys:
+        assert sync(sliced, ORDERS, key).success
+    sliced.assert_equal()
+
+
 def test_a_rule_on_another_column_replaces_the_ranges(sliced: Project) -> None:
     before = set(sliced.instance.get_dynamic_partitions("test__sync__shop__orders"))
     sliced.configure(tables={"shop.orders": {"partitions": {"type": "range", "column": "status", "rows": 100}}})
