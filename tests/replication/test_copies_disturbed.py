@@ -8,8 +8,9 @@ import psycopg
 import pytest
 
 from etl_dagster.model import TableId
+from etl_dagster.replication import CopyProgress
 from etl_dagster.store.base import TableState
-from tests.replication.watching import Journal, catch_up, parts, publish, running, step_until, sync
+from tests.replication.watching import Journal, catch_up, parts, publish, running, select, step_until, sync
 
 T = TableId("public", "t")
 SMALL = {
@@ -190,3 +191,34 @@ def test_partitions_come_and_go_while_their_table_is_copied(scenario, by_root: b
     scenario.execute(*steps)
     sync(scenario)
     scenario.assert_equal(*(["p"] if by_root else ["p1", "p4", "p5"]))
+
+
+@pytest.mark.parametrize("of_slices", [False, True])
+def test_two_columns_swap_names_while_they_are_read(scenario, of_slices: bool) -> None:
+    scenario.execute(
+        "create table t (id int primary key, day date, old text, new text, pad text)",
+        """insert into t select i, date '2026-01-01' + i / 50, 'old', 'new', repeat('p', 300)
+            from generate_series(1, 3000) i""",
+        "vacuum analyze t",
+    )
+    rule = {"type": "time", "column": "day", "every": "month", "start": "2026-01-01"}
+    # The catalogue is not looked at again in time.
+    settings = {"chunk_bytes": 16384, "copy_connections": 1}
+    scenario.use(**parts(scenario, replication=settings, tables={"public.t": {"partitions": rule}}))
+    if of_slices:
+        sync(scenario)
+        scenario.pipeline.request_resync(TableId("public", "t"), ["2026-01-01", "2026-02-01"])
+    swapped: list[int] = []
+
+    def swap(progress: CopyProgress) -> None:
+        if progress.chunks_done >= 2 and not swapped:
+            swapped.append(progress.chunks_done)
+            with scenario.source.transaction():
+                for change in ("old to x", "new to old", "x to new"):
+                    scenario.source.execute(f"alter table t rename {change}")
+
+    sync(scenario, Journal(on_progress=swap))
+    assert swapped
+    sync(scenario)
+    assert select(scenario, "select distinct old, new from public.t") == [("new", "old")]
+    scenario.assert_equal("t")
