@@ -28,7 +28,9 @@ WITH wanted AS (
 SELECT DISTINCT l.virtualtransaction, w.root, l.pid,
        coalesce(a.application_name, 'prepared ' || quote_literal(x.gid), ''),
        coalesce(a.xact_start, x.prepared),
-       greatest(0, extract(epoch FROM now() - coalesce(a.xact_start, x.prepared))::float8),
+       -- Hidden from roles without pg_read_all_stats, which is not the same as just now.
+       CASE WHEN coalesce(a.xact_start, x.prepared) IS NOT NULL
+            THEN greatest(0, extract(epoch FROM now() - coalesce(a.xact_start, x.prepared))::float8) END,
        coalesce(a.state, CASE WHEN x.gid IS NOT NULL THEN 'prepared' END, '')
 FROM pg_locks l JOIN wanted w ON w.relation = l.relation
 LEFT JOIN pg_stat_activity a ON a.pid = l.pid
