@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from difflib import get_close_matches
 
 from etl_dagster.errors import ConfigError
 from etl_dagster.model import Column, KeyRanges, RangePlan, Slice, TableChoices, TableSchema, TimeWindows
@@ -56,7 +55,8 @@ class TableSlices:
         if not known:
             raise ConfigError(f"{table} has no slices", hint=self._why_none())
         if unknown := [name for name in names if name not in known]:
-            raise ConfigError(f"{table} has no slice{_named(unknown[:1])}", hint=_nearest(unknown[0], list(known)))
+            hint = f"It has {len(known)} slices, which are listed by: etl-dagster partitions"
+            raise ConfigError(f"{table} has no slice{_named(unknown[:1])}", hint=hint)
         wanted = dict.fromkeys(names)
         if len(wanted) == len(known):
             return ()
@@ -87,11 +87,3 @@ class TableSlices:
 def _named(names: Sequence[str]) -> str:
     """Windows by their names; bounds of ranges are values of rows, which no message shows."""
     return f" {', '.join(names)}" if all(name[:1].isdigit() for name in names) else " of that name"
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    if not known[0][:1].isdigit():
-        return f"It has {len(known)}; see: etl-dagster partitions"
-    close = get_close_matches(name, known, n=3, cutoff=0.5)
-    span = f"It has {len(known)} slices, from {known[0]} to {known[-1]}"
-    return f"{span}; like it are {', '.join(close)}" if close else span
