@@ -31,6 +31,9 @@ T = TypeVar("T")
 # number of readers in together, so that without it there might always be one.
 QUEUE_SUFFIX = ".queue"
 
+# Long enough for readers who are there to end and the writer to come in; where several write in turns somebody always
+# waits to write, and a reader must have its turn among them.
+STAND_BACK_SECONDS = 5.0
 # An attempt takes a millisecond, and a holder lets go for `sharing.PAUSE_SECONDS`.
 POLL_SECONDS = 0.03
 # Shorter waits are the ordinary case of taking turns, and nobody has to act.
@@ -85,7 +88,7 @@ class Turn:
     """Waits until the file is free, and says for whom.
 
     Args:
-        reads: Stand back while somebody waits to write; a writer has the others stand back.
+        reads: Stand back for a while when somebody waits to write; a writer has the others stand back.
         meanwhile: What it means that we wait, for the log.
         hint: What to do when it has taken too long.
         notice_after_seconds: When the log first says so.
@@ -124,7 +127,7 @@ class Turn:
         notice = first = began + self._notice_after
         while True:
             try:
-                if self._reads:
+                if self._reads and self._clock() < began + STAND_BACK_SECONDS:
                     queue.stand_back()
                 found = attempt(self._path, opened)
             except Held as held:
