@@ -324,6 +324,7 @@ class Replicator:
         """Whether what failed is no longer the table we know, which leads to a fresh copy."""
         self._copier.drop(table)
         before = (self._tables.records[table].state, self._tables.schemas.get(table))
+        self._keep_publication()  # a table that was made anew in its place has to join first
         self._refresh()
         return (self._tables.records[table].state, self._tables.schemas.get(table)) != before
 
