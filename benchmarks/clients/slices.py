@@ -31,7 +31,7 @@ def main(config: Path, names: list[str]) -> None:
             replicator.copy()
             seconds.append(perf_counter() - began)
             cpu.append(process_time() - used)
-            rows.append(replicator.records[_TABLE].rows)
+            rows.append(replicator.records[_TABLE].copied_rows)
     if summary.quarantined or summary.notices:
         raise SystemExit(f"not a clean run: {summary.quarantined} {summary.notices}")
     clock.report(slices=len(slices), planning=planned, each=seconds, cpu=cpu, rows=rows)
