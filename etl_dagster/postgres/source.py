@@ -235,8 +235,6 @@ class PostgresSource:
 
         A slot that is being read counts as yes, and so does one that cannot be read since the publication is younger.
         """
-        if self._is_torn():
-            upto = Lsn(max(0, upto - _PAGE))  # most records are shorter, and what is left out is seen at the next look
         try:
             with self._slot_session(f"cannot look into slot {self._slot}") as connection:
                 return windows.has_changes(connection, self._slot, self._publication, upto)
