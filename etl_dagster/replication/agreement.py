@@ -106,8 +106,7 @@ def _finished(destination: Destination, tables: Tables, record: TableRecord, pos
         result = destination.finish_copy(tables.copy_target(record), position)
     except EtlError:
         return False
-    counts = {"slice_rows": result.rows} if record.slices else {"rows": result.rows, "slice_rows": None}
-    tables.move(record.table, TableState.READY, **counts)
+    tables.finish_copy(record.table, result.rows)
     return True
 
 

@@ -90,17 +90,16 @@ class Copies:
         ripe = [record for record in staged if passed(position, record.copy_end or Lsn(0))]
         if len(ripe) < len(staged) and passed(position, self._source.current_position()):
             self._source.flush_wal()
-        finished: dict[TableId, dict[str, int | None]] = {}
+        finished: dict[TableId, int | None] = {}
         try:
             for record in ripe:
                 if (result := self._finish(record, position)) is not None:
-                    counts = {"slice_rows": result.rows} if record.slices else {"rows": result.rows, "slice_rows": None}
-                    finished[record.table] = counts
+                    finished[record.table] = result.rows
         finally:
             if finished:
                 with self._tables.together():
-                    for table, counts in finished.items():
-                        self._tables.move(table, TableState.READY, **counts)
+                    for table, rows in finished.items():
+                        self._tables.finish_copy(table, rows)
         return bool(ripe)
 
     def _prepare(self, record: TableRecord) -> CopyTarget:

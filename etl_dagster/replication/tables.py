@@ -77,6 +77,11 @@ class Tables:
         else:
             self.move(table, TableState.INIT, **changes)
 
+    def finish_copy(self, table: TableId, rows: int | None) -> None:
+        """A copy of the table, whole or of slices, has become part of what is live."""
+        counts = {"slice_rows": rows} if self.records[table].slices else {"rows": rows, "slice_rows": None}
+        self.move(table, TableState.READY, **counts)
+
     def quarantine(self, table: TableId, reason: str, hint: str, *, hold: bool) -> None:
         """Take a table out; a second cause replaces the first one.
 
