@@ -12,8 +12,8 @@ from rich.markup import escape
 from etl_dagster.cli import render
 from etl_dagster.cli.exits import ExitCode
 from etl_dagster.errors import EtlError
+from etl_dagster.model import CheckResult
 from etl_dagster.pipeline import Pipeline
-from etl_dagster.postgres import CheckResult
 
 LOCK_FIELD = "lock_timeout_seconds"
 LOCK_SECONDS = 1.0

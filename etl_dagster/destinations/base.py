@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 import pyarrow as pa
 
-from etl_dagster.model import CopyTarget, EventBatch, Lsn, RawChanges, TableId, TableSchema
+from etl_dagster.model import CheckResult, CopyTarget, EventBatch, Lsn, RawChanges, TableId, TableSchema, ValueLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +25,22 @@ class Capabilities:
         atomic_batches: A batch over several tables becomes visible at one instant.
         survives_process: What was written is there after the process has ended.
         piece_bytes: Arrow bytes of one piece of an `EventBatch` that suit it best.
+        chunk_bytes: Heap bytes of a chunk of a copy that suit it best; 0 when any do.
+        most_chunks: Chunks that one copy may have; 0 when any number.
+        batch_seconds: How far apart batches should be once the stream has been caught up with, since each costs
+            however little it brings.
+        limits: What of the values that Arrow holds it cannot hold; such values never reach it, since they are treated
+            as the column's `ValuePolicy` says when they are decoded.
     """
 
     concurrent_copies: int = 1
     atomic_batches: bool = False
     survives_process: bool = True
     piece_bytes: int = 64 * 1024 * 1024
+    chunk_bytes: int = 0
+    most_chunks: int = 0
+    batch_seconds: float = 0.0
+    limits: ValueLimits | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +86,13 @@ class WriteResult:
     Attributes:
         position: The batch's position, now the watermark of its tables.
         changes: Changes applied per table (those that a watermark already covered are not counted).
+        usage: What it took, by name with the unit at its end (``bytes_billed``, ``slot_ms``), where the destination
+            bills for work.
     """
 
     position: Lsn
     changes: Mapping[TableId, int]
+    usage: Mapping[str, int] = field(default_factory=dict)
 
 
 class Destination(ABC):
@@ -229,6 +242,16 @@ class Destination(ABC):
     @abstractmethod
     def drop_table(self, table: TableId) -> None:
         """Remove the live table, its watermark, its held log and every copy of it; no error when there is none."""
+
+    def check(self, tables: Mapping[TableId, int]) -> Iterator[CheckResult]:
+        """Look at what the destination needs, one thing after the other, without changing anything.
+
+        Works on a destination that was not started. Does not raise: what is wrong is a result.
+
+        Args:
+            tables: The tables that will be replicated, with their bytes at the source, for an estimate of the cost.
+        """
+        return iter(())
 
     def row_count(self, table: TableId) -> int | None:
         """Rows of a live table, where the destination knows them without reading the table."""

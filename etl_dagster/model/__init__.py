@@ -17,6 +17,7 @@ from etl_dagster.model.changes import (
 )
 from etl_dagster.model.choices import TableChoices
 from etl_dagster.model.chunks import ChunkPlan
+from etl_dagster.model.findings import CheckResult
 from etl_dagster.model.lsn import ZERO_LSN, Lsn
 from etl_dagster.model.patterns import TablePattern
 from etl_dagster.model.slices import KeyRanges, NoPartitions, PartitionRule, RangePlan, Slice, TimeWindows
@@ -29,6 +30,7 @@ from etl_dagster.model.table import (
     TableId,
     TableSchema,
     TypeKind,
+    ValueLimits,
     ValuePolicy,
 )
 
@@ -42,6 +44,7 @@ __all__ = [
     "ChangeKind",
     "ChangeSet",
     "ChangeType",
+    "CheckResult",
     "ChunkPlan",
     "Column",
     "CopyTarget",
@@ -65,5 +68,6 @@ __all__ = [
     "TableSchema",
     "TimeWindows",
     "TypeKind",
+    "ValueLimits",
     "ValuePolicy",
 ]

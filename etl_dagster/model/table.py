@@ -54,6 +54,22 @@ class ValuePolicy(StrEnum):
     TEXT = "text"  # a column whose type has such values lands as the text that PostgreSQL prints
 
 
+class ValueLimits(FrozenModel):
+    """What a destination can hold of the dates, times and JSON that Arrow can hold.
+
+    Attributes:
+        first_year: First year of dates and timestamps; BC and -infinity lie before it.
+        last_year: Last year of dates and timestamps; infinity lies after it.
+        midnight: Times of day may be 24:00:00.
+        exact_json: JSON has only numbers that an integer of 64 bits or a double holds exactly.
+    """
+
+    first_year: int = 1
+    last_year: int = 9999
+    midnight: bool = False
+    exact_json: bool = True
+
+
 class Landing(StrEnum):
     """How the changes of a table land at the destination."""
 
@@ -91,6 +107,8 @@ class Column(FrozenModel):
         values: What becomes of values that cannot be held.
         decimal: Precision and scale to read a ``numeric`` without declared precision with; None: it lands as text.
         missing: Text of the value that rows have which are older than the column (``pg_attribute.attmissingval``).
+        limits: What the destination can hold of its values; None where it holds all that Arrow does, or where limits do
+            not matter to the column's type.
     """
 
     attnum: int
@@ -101,6 +119,7 @@ class Column(FrozenModel):
     values: ValuePolicy = ValuePolicy.FAIL
     decimal: tuple[int, int] | None = None
     missing: str | None = None
+    limits: ValueLimits | None = None
 
 
 class ReplicaIdentity(StrEnum):

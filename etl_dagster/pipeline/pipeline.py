@@ -21,10 +21,10 @@ from etl_dagster.config import PipelineConfig, load_config
 from etl_dagster.destinations.base import Destination
 from etl_dagster.destinations.registry import open_destination
 from etl_dagster.errors import ConfigError, ErrorKind, EtlError, StateError
-from etl_dagster.model import Landing, Lsn, Slice, TableId, TableSchema
+from etl_dagster.model import CheckResult, Landing, Lsn, Slice, TableId, TableSchema
 from etl_dagster.pipeline.slices import TableSlices
 from etl_dagster.pipeline.status import Comparison, Pending, PipelineStatus, table_statuses
-from etl_dagster.postgres import CheckResult, Difference, PostgresSource, check, check_slices, compare_table
+from etl_dagster.postgres import Difference, PostgresSource, check, check_slices, compare_table
 from etl_dagster.replication import LogReporter, Replicator, Reporter, Stop
 from etl_dagster.retry import Backoff, Retrier, retry
 from etl_dagster.store import open_store

@@ -12,11 +12,9 @@ from etl_dagster.postgres.config import (
 )
 from etl_dagster.postgres.doctor import check
 from etl_dagster.postgres.doctor_slices import check_slices
-from etl_dagster.postgres.findings import CheckResult
 from etl_dagster.postgres.source import PostgresSource, SourceIdentity
 
 __all__ = [
-    "CheckResult",
     "Difference",
     "PostgresConfig",
     "PostgresSource",

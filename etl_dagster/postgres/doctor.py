@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from etl_dagster.errors import EtlError
+from etl_dagster.model import CheckResult
 from etl_dagster.postgres import grants, slots
 from etl_dagster.postgres.config import SourceConfig
 from etl_dagster.postgres.doctor_tables import check_publication, check_tables
 from etl_dagster.postgres.errors import translating
-from etl_dagster.postgres.findings import CheckResult, setting
+from etl_dagster.postgres.findings import setting
 from etl_dagster.postgres.sessions import Connection, connect, fetch_one
 
 OLDEST_VERSION = 140000

@@ -8,11 +8,11 @@ from datetime import UTC, datetime
 from psycopg import sql
 
 from etl_dagster.errors import EtlError
-from etl_dagster.model import KeyRanges, TableSchema, TimeWindows
+from etl_dagster.model import CheckResult, KeyRanges, TableSchema, TimeWindows
 from etl_dagster.model.slices import MAX_SLICES, TEXT_TYPES
 from etl_dagster.postgres.config import SourceConfig
 from etl_dagster.postgres.errors import translating
-from etl_dagster.postgres.findings import CheckResult, quoted
+from etl_dagster.postgres.findings import quoted
 from etl_dagster.postgres.sessions import Connection, connect
 from etl_dagster.postgres.slices import SliceColumn
 

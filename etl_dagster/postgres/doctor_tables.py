@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from etl_dagster.model import ReplicaIdentity, TableSchema
+from etl_dagster.model import CheckResult, ReplicaIdentity, TableSchema
 from etl_dagster.postgres import catalog, grants, publication
 from etl_dagster.postgres.config import PublicationConfig, SourceConfig
-from etl_dagster.postgres.findings import CheckResult, listed, quoted
+from etl_dagster.postgres.findings import listed, quoted
 from etl_dagster.postgres.sessions import Connection, fetch_one
 
 ON_THE_PRIMARY = "A standby can make none; on the primary, run"

@@ -1,25 +1,14 @@
-"""What the doctor says of one thing it looked at."""
+"""The words in which the doctor says what it found."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from psycopg import sql
 
 from etl_dagster.postgres.sessions import Connection
 
 _SAMPLE = 5
-
-
-@dataclass(frozen=True, slots=True)
-class CheckResult:
-    """One line of the doctor: what was looked at, how it is, and what to do when it is not right."""
-
-    name: str
-    passed: bool
-    detail: str
-    todo: str = ""
 
 
 def quoted(connection: Connection, *name: str) -> str:

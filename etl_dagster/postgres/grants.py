@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from etl_dagster.model import TableSchema
+from etl_dagster.model import CheckResult, TableSchema
 from etl_dagster.postgres.config import PublicationConfig
-from etl_dagster.postgres.findings import CheckResult, quoted
+from etl_dagster.postgres.findings import quoted
 from etl_dagster.postgres.sessions import Connection, fetch_one
 
 # On managed services membership in a role of theirs stands in for the attribute.

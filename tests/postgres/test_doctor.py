@@ -5,7 +5,8 @@ from __future__ import annotations
 import psycopg
 import pytest
 
-from etl_dagster.postgres import CheckResult, check
+from etl_dagster.model import CheckResult
+from etl_dagster.postgres import check
 from etl_dagster.testing.server import free_port
 from tests.conftest import Connect, NewServer
 from tests.postgres.conftest import MakeSource, source_config

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from etl_dagster.errors import PublicationError
-from etl_dagster.postgres import CheckResult, check
+from etl_dagster.model import CheckResult
+from etl_dagster.postgres import check
 from tests.conftest import Connect
 from tests.postgres.conftest import MakeSource, source_config
 

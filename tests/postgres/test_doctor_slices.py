@@ -6,9 +6,9 @@ from datetime import date
 
 import pytest
 
-from etl_dagster.model import KeyRanges, TimeWindows
+from etl_dagster.model import CheckResult, KeyRanges, TimeWindows
 from etl_dagster.model.slices import Every
-from etl_dagster.postgres import CheckResult, check_slices
+from etl_dagster.postgres import check_slices
 from etl_dagster.postgres.doctor_slices import Rule
 from tests.conftest import Connect
 from tests.postgres.conftest import MakeSource, source_config

@@ -11,8 +11,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from etl_dagster.model import TableId
-from etl_dagster.postgres import CheckResult, PostgresSource, check
+from etl_dagster.model import CheckResult, TableId
+from etl_dagster.postgres import PostgresSource, check
 from etl_dagster.store.base import TableState
 from tests.conftest import Connect
 from tests.postgres.cluster import Reader, reading

@@ -13,8 +13,8 @@ import psycopg
 import pytest
 
 from etl_dagster.errors import SourceError, StateError
-from etl_dagster.model import TableId
-from etl_dagster.postgres import CheckResult, PostgresSource, check
+from etl_dagster.model import CheckResult, TableId
+from etl_dagster.postgres import PostgresSource, check
 from etl_dagster.replication import RunSummary
 from etl_dagster.store.base import TableState
 from etl_dagster.testing.server import PostgresServer
