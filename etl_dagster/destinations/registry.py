@@ -22,6 +22,7 @@ ENTRY_POINT_GROUP = "etl_dagster.destinations"
 BUILT_IN = {
     "memory": "etl_dagster.destinations.memory:PLUGIN",
     "duckdb": "etl_dagster.destinations.duckdb:PLUGIN",
+    "bigquery": "etl_dagster.destinations.bigquery:PLUGIN",
 }
 
 
