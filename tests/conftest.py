@@ -20,9 +20,9 @@ from hypothesis import settings
 from psycopg import sql
 
 from etl_dagster.testing.server import PostgresServer, wheel_bindir
-from tests.bigquery.fixtures import bigquery_dataset, bigquery_emulator, gcs_server
+from tests.bigquery.fixtures import bigquery_dataset, bigquery_emulator, bigquery_proxy, gcs_server
 
-__all__ = ["bigquery_dataset", "bigquery_emulator", "gcs_server"]
+__all__ = ["bigquery_dataset", "bigquery_emulator", "bigquery_proxy", "gcs_server"]
 
 # Programs of another version than the wheel's, to run the suite against it.
 OTHER_BINDIR = "ETL_TEST_PG_BINDIR"

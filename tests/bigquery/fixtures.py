@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -17,6 +17,7 @@ from uuid import uuid4
 import pytest
 
 from tests.bigquery.emulator import Emulator, GcsServer
+from tests.bigquery.proxy import FaultProxy
 
 if TYPE_CHECKING:
     from google.cloud.bigquery import Client
@@ -56,6 +57,10 @@ class Dataset:
             "api_endpoint": self.url,
             "storage_api_endpoint": self.emulator.grpc,
         }
+
+    def through(self, proxy: FaultProxy) -> Dataset:
+        """The same dataset for who reaches it through a proxy."""
+        return replace(self, url=proxy.url)
 
     def client(self) -> Client:
         """Google's own client, to look at what is there. Close it, or use it in a ``with`` block."""
@@ -97,6 +102,13 @@ def bigquery_dataset(bigquery_emulator: Emulator) -> Iterator[Dataset]:
     yield dataset
     with dataset.client() as client:
         client.delete_dataset(dataset.name, delete_contents=True, not_found_ok=True)
+
+
+@pytest.fixture
+def bigquery_proxy(bigquery_emulator: Emulator) -> Iterator[FaultProxy]:
+    """A way to the emulator that loses requests and answers when told to: `Dataset.through`."""
+    with FaultProxy(bigquery_emulator.url) as proxy:
+        yield proxy
 
 
 def _fast_folder() -> tempfile.TemporaryDirectory[str]:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from google.api_core.exceptions import BadRequest, Conflict
 from google.cloud import bigquery
 
 from tests.bigquery.emulator import Emulator

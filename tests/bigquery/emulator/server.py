@@ -70,11 +70,10 @@ class Emulator:
         with (self.folder / "emulator.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [python, PROGRAM / "main.py", self.folder / "data", *map(str, self._ports)],
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # it ends when nobody holds the other end any more
                 stdout=subprocess.PIPE,
                 stderr=log,
                 env=environment,
-                preexec_fn=die_with_this_process(signal.SIGKILL),
             )
         assert self._process.stdout is not None
         said = self._process.stdout.readline()
@@ -88,9 +87,7 @@ class Emulator:
         process, self._process = self._process, None
         if process is not None:
             process.kill()
-            process.wait()
-            assert process.stdout is not None
-            process.stdout.close()
+            process.communicate()
 
     def restart(self) -> None:
         """Kill it and start it on the same data and ports."""
@@ -136,7 +133,7 @@ class GcsServer:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            preexec_fn=die_with_this_process(signal.SIGKILL),
+            preexec_fn=die_with_this_process(signal.SIGKILL),  # noqa: PLW1509  one C call
         )
         self._wait()
         return self

@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import sys
+import threading
 from pathlib import Path
 
 HOST = "127.0.0.1"
@@ -36,9 +37,15 @@ def main() -> None:
     grpc, port = grpc_server.start(HOST, grpc_port)
     config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off")
     server = uvicorn.Server(config)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     print(json.dumps({"rest": listener.getsockname()[1], "grpc": port}), flush=True)
     asyncio.run(server.serve(sockets=[listener]))
     grpc.stop(None)
+
+
+def _end_with_parent() -> None:
+    sys.stdin.buffer.read()
+    os._exit(0)
 
 
 if __name__ == "__main__":
