@@ -19,7 +19,8 @@ EPOCH_MICROSECONDS = EPOCH_DAYS * 86_400_000_000
 _INT32 = np.iinfo(np.int32)
 _INT64 = np.iinfo(np.int64)
 _LONGEST = _INT64.max // 1000  # microseconds
-_MONTH_DAY_NANO = np.dtype([("months", np.int32), ("days", np.int32), ("nanoseconds", np.int64)])
+# How Arrow lays an interval out.
+MONTH_DAY_NANO = np.dtype([("months", np.int32), ("days", np.int32), ("nanoseconds", np.int64)])
 
 
 def decode_date(fields: Fields, type_: pa.DataType, column: str) -> pa.Array:
@@ -93,7 +94,7 @@ def interval_values(
     months: npt.NDArray[np.integer], days: npt.NDArray[np.integer], micros: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.void]:
     """Intervals as Arrow lays them out."""
-    values = np.empty(len(months), _MONTH_DAY_NANO)
+    values = np.empty(len(months), MONTH_DAY_NANO)
     values["months"] = months
     values["days"] = days
     values["nanoseconds"] = micros * 1000

@@ -14,6 +14,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from etl_dagster.arrow.lists import join_list
+from etl_dagster.arrow.printing import hex_digits
+
 _INT64_MAX = np.iinfo(np.int64).max
 _INT32_MAX = np.iinfo(np.int32).max
 _DAY_US = 86_400_000_000
@@ -32,19 +35,8 @@ def to_text(array: pa.Array) -> pa.Array:
     return array.cast(pa.string())
 
 
-def _hex(array: pa.Array) -> pa.Array:
-    """Hex digits of binary values, by converting all of their bytes at once."""
-    array = array.cast(pa.binary())
-    offsets = np.frombuffer(array.buffers()[1], np.int32)[array.offset : array.offset + len(array) + 1]
-    data = array.buffers()[2]
-    digits = b"" if data is None else memoryview(data)[offsets[0] : offsets[-1]].hex().encode()
-    places = pa.py_buffer(((offsets - offsets[0]).astype(np.int64) * 2).tobytes())
-    found = pa.LargeStringArray.from_buffers(len(array), places, pa.py_buffer(digits))
-    return pc.if_else(array.is_valid(), found.cast(pa.string()), pa.scalar(None, pa.string()))
-
-
 def _bytea(array: pa.Array) -> pa.Array:
-    return pc.binary_join_element_wise("\\x", _hex(array), "")
+    return pc.binary_join_element_wise("\\x", hex_digits(array), "")
 
 
 def _date(array: pa.Array) -> pa.Array:
@@ -130,14 +122,12 @@ def _interval(array: pa.Array) -> pa.Array:
 
 
 def _list(array: pa.Array) -> pa.Array:
-    values = to_text(array.flatten())
-    escaped = pc.replace_substring(pc.replace_substring(values, "\\", "\\\\"), '"', '\\"')
-    quoted = pc.fill_null(pc.binary_join_element_wise('"', escaped, '"', ""), "NULL")
-    lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
-    offsets = pa.array(np.concatenate(([0], np.cumsum(lengths))), pa.int32())
-    joined = pc.binary_join(pa.ListArray.from_arrays(offsets, quoted), ",")
-    text = pc.binary_join_element_wise("{", joined, "}", "")
-    return pc.if_else(array.is_valid(), text, pa.scalar(None, pa.string()))
+    return join_list(array, _elements, "{", "}")
+
+
+def _elements(array: pa.Array) -> pa.Array:
+    escaped = pc.replace_substring(pc.replace_substring(to_text(array), "\\", "\\\\"), '"', '\\"')
+    return pc.fill_null(pc.binary_join_element_wise('"', escaped, '"', ""), "NULL")
 
 
 def _integers(array: pa.Array, dtype: type[np.signedinteger[Any]]) -> npt.NDArray[Any]:
@@ -147,7 +137,7 @@ def _integers(array: pa.Array, dtype: type[np.signedinteger[Any]]) -> npt.NDArra
 
 
 _CONVERSIONS: tuple[tuple[Callable[[pa.DataType], bool], Callable[[pa.Array], pa.Array]], ...] = (
-    (pa.types.is_fixed_size_binary, _hex),  # uuid
+    (pa.types.is_fixed_size_binary, hex_digits),  # uuid
     (lambda kind: pa.types.is_binary(kind) or pa.types.is_large_binary(kind), _bytea),
     (pa.types.is_date32, _date),
     (pa.types.is_timestamp, _timestamp),

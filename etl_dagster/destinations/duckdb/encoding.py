@@ -7,11 +7,11 @@ exact text.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from decimal import Decimal
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from etl_dagster.arrow.lists import map_list
+from etl_dagster.arrow.printing import plain_digits
 from etl_dagster.errors import InternalError
 
 _Test = Callable[[pa.DataType], bool]
@@ -95,25 +95,8 @@ def _encode_chunks(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def _encode(array: pa.Array) -> pa.Array:
     if pa.types.is_list(array.type):
-        return _map_list(array, _encode, _encoded_type(array.type))
-    return _plain_digits(array.cast(pa.string()))
-
-
-def _plain_digits(text: pa.Array) -> pa.Array:
-    """Replace the scientific notation that Arrow prefers for small numbers."""
-    scientific = pc.match_substring(text, "E")
-    if not pc.any(scientific).as_py():
-        return text
-    plain = [format(Decimal(value), "f") for value in text.filter(scientific).to_pylist()]
-    return pc.replace_with_mask(text, scientific.fill_null(False), pa.array(plain, pa.string()))
-
-
-def _map_list(array: pa.ListArray, change: Callable[[pa.Array], pa.Array], type_: pa.DataType) -> pa.Array:
-    if array.offset or array.null_count:
-        # A list array can be rebuilt around new values only when it starts at 0; taking the rows copies them so.
-        array = array.take(pa.array(range(len(array))))
-    mask = array.is_null() if array.null_count else None
-    return pa.ListArray.from_arrays(array.offsets, change(array.values), type=type_, mask=mask)
+        return map_list(array, _encode, _encoded_type(array.type))
+    return plain_digits(array.cast(pa.string()))
 
 
 def decode(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
@@ -124,7 +107,7 @@ def decode(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
 
 def _decode(array: pa.Array, type_: pa.DataType) -> pa.Array:
     if pa.types.is_list(type_):
-        return _map_list(array, lambda values: _decode(values, type_.value_type), type_)
+        return map_list(array, lambda values: _decode(values, type_.value_type), type_)
     if array.type == type_:
         return array
     if isinstance(array, pa.ExtensionArray):
