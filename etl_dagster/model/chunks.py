@@ -23,6 +23,7 @@ class ChunkPlan:
         bytes: Bytes of the heap expected.
         slices: Only the rows of the range that lie in one of these; empty: all. What is copied is named by the slices
             that were asked for; these are made of them, joined or cut, and their names say nothing.
+        more: OIDs of further relations, which are read as a whole, or all of the slices in them.
     """
 
     relation: int
@@ -32,3 +33,4 @@ class ChunkPlan:
     rows: int
     bytes: int = 0
     slices: tuple[Slice, ...] = ()
+    more: tuple[int, ...] = ()

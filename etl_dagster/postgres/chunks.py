@@ -121,9 +121,10 @@ def read_chunk(
         conditions = list(_block_range(plan))
         if plan.slices:
             conditions.append(condition(connection, table, plan.slices))
-        statement = _copy(table, rows_of(connection, table, plan.relation), conditions)
+        relations = (plan.relation, *plan.more)
+        statements = [_copy(table, rows_of(connection, table, each), conditions) for each in relations]
         file = plan.relation if plan.filenode else None
-        with closing(ChunkReader(connection, table, [statement], start, file)) as reader:
+        with closing(ChunkReader(connection, table, statements, start, file)) as reader:
             yield reader
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from psycopg import sql
 
 from etl_dagster.errors import TableError
-from etl_dagster.model import TableSchema
+from etl_dagster.model import TableId, TableSchema
 from etl_dagster.postgres.sessions import Connection
 
 # Asked for each table of a copy of thousands, so it has nothing that takes the planner long.
@@ -21,6 +21,14 @@ FROM pg_class c WHERE c.relkind = 'r' AND c.oid """
 _OWN = _HEAP + "= %s"
 # Given as a list, since the planner takes any tree to have a thousand members, and would read all of pg_class.
 _LEAVES = _HEAP + "= ANY(ARRAY(SELECT relid::oid FROM pg_partition_tree(%s) WHERE isleaf))"
+# Of all tables at once; a table that is not partitioned is in no tree.
+_BYTES = """
+SELECT t.oid, sum(coalesce(pg_relation_size(c.oid), 0) + coalesce(pg_relation_size(nullif(c.reltoastrelid, 0)), 0))
+FROM unnest(%s::oid[]) t(oid)
+CROSS JOIN LATERAL (SELECT t.oid UNION SELECT relid FROM pg_partition_tree(t.oid) WHERE isleaf) h(oid)
+JOIN pg_class c ON c.oid = h.oid AND c.relkind = 'r'
+GROUP BY t.oid
+"""
 _NAMES = """
 SELECT c.oid, n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = ANY(%s)
 """
@@ -62,6 +70,13 @@ def read_heaps(connection: Connection, table: TableSchema) -> list[Heap]:
             return [Heap(*row) for row in found]
     name_of(connection, table, table.oid)  # it is there, only without partitions
     return []
+
+
+def table_bytes(connection: Connection, tables: Sequence[TableSchema]) -> dict[TableId, int]:
+    """Bytes of the heaps of each table with their large values; tables that are gone have none."""
+    found = connection.execute(_BYTES, [[table.oid for table in tables]]).fetchall()
+    sizes = {oid: int(size) for oid, size in found}
+    return {table.id: sizes.get(table.oid, 0) for table in tables}
 
 
 def heap_names(connection: Connection, heaps: Sequence[Heap]) -> dict[int, tuple[str, str]]:

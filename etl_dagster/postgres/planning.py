@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from heapq import heappop, heappush
@@ -32,22 +32,83 @@ _DATE, _TIMESTAMPTZ = 1082, 1184
 
 
 def plan_chunks(
-    connection: Connection, table: TableSchema, chunk_bytes: int, slices: Sequence[Slice] = ()
+    connection: Connection, table: TableSchema, chunk_bytes: int, slices: Sequence[Slice] = (), most: int = 0
 ) -> list[ChunkPlan]:
     """Parts that together cover the table or the slices of it, largest first.
 
     A table that lands as a changelog is one part, read as a whole under one snapshot: which changes are in a row that
     was copied is then known exactly.
+
+    Args:
+        most: No more parts than this, which are larger then, or of several small relations; 0 for any number.
     """
     heaps = read_heaps(connection, table)
+    total = sum(heap.bytes for heap in heaps)
     if table.landing is Landing.CHANGELOG:
-        return [ChunkPlan(table.oid, 0, 0, None, round(sum(h.rows for h in heaps)), sum(h.bytes for h in heaps))]
-    plans = (
-        _plan_slices(connection, table, heaps, chunk_bytes, slices)
-        if slices
-        else [plan for heap in heaps for plan in _block_ranges(heap, chunk_bytes, heap.rows)]
-    )
+        return [ChunkPlan(table.oid, 0, 0, None, round(sum(h.rows for h in heaps)), total)]
+    size = chunk_bytes if not most else max(chunk_bytes, _size_for(most, total, heaps))
+    plans = _plan(connection, table, heaps, size, slices)
+    if most:
+        plans = _packed(plans, size)
+    if most and len(plans) > most:  # so many slices that to find each by itself takes more parts than the heaps have
+        plans = _packed(_plan(connection, table, heaps, size, slices, by_index=False), size, mixed=True)
     return sorted(plans, key=lambda plan: plan.bytes, reverse=True)
+
+
+def _plan(
+    connection: Connection,
+    table: TableSchema,
+    heaps: Sequence[Heap],
+    chunk_bytes: int,
+    slices: Sequence[Slice],
+    *,
+    by_index: bool = True,
+) -> list[ChunkPlan]:
+    if slices:
+        return _plan_slices(connection, table, heaps, chunk_bytes, slices, by_index=by_index)
+    return [plan for heap in heaps for plan in _block_ranges(heap, chunk_bytes, heap.rows)]
+
+
+def _size_for(most: int, total: int, heaps: Sequence[Heap]) -> int:
+    """Bytes of a part so large that no more than ``most`` come of all heaps.
+
+    A heap is cut at blocks, so a part may be smaller by one, and its last part may be of any size. With few heaps, that
+    is one part for each; with many, of two that are packed together one after the other more than one is filled.
+    """
+    block = max((heap.bytes // max(1, heap.blocks) for heap in heaps), default=0)
+    packed = 2 * total // max(1, most - 1)
+    size = min(packed, total // (most - len(heaps))) if len(heaps) < most else packed
+    return size + block + 1
+
+
+def _packed(plans: Sequence[ChunkPlan], chunk_bytes: int, *, mixed: bool = False) -> list[ChunkPlan]:
+    """The same, with whole heaps that are small put together; which file each had matters only to ranges of blocks.
+
+    Args:
+        mixed: Also heaps that hold rows of different slices; each is asked for all of them then.
+    """
+    apart = [plan for plan in plans if plan.first_block or plan.last_block is not None]
+    whole = [plan for plan in plans if not (plan.first_block or plan.last_block is not None)]
+    bins: dict[tuple[Slice, ...], ChunkPlan] = {}
+    for plan in sorted(whole, key=lambda plan: plan.bytes):
+        kind = () if mixed else plan.slices
+        held = bins.get(kind)
+        fits = held is not None and held.bytes + plan.bytes <= chunk_bytes
+        if held is not None and not fits:
+            apart.append(held)
+        bins[kind] = _joined(held, plan) if held is not None and fits else plan
+    return [*apart, *bins.values()]
+
+
+def _joined(one: ChunkPlan, other: ChunkPlan) -> ChunkPlan:
+    return replace(
+        one,
+        filenode=0,
+        rows=one.rows + other.rows,
+        bytes=one.bytes + other.bytes,
+        slices=one.slices if one.slices == other.slices else tuple(merge_slices([*one.slices, *other.slices])),
+        more=(*one.more, other.relation),
+    )
 
 
 def _block_ranges(heap: Heap, chunk_bytes: int, rows: float, slices: Sequence[Slice] = ()) -> Iterator[ChunkPlan]:
@@ -62,12 +123,19 @@ def _block_ranges(heap: Heap, chunk_bytes: int, rows: float, slices: Sequence[Sl
 
 
 def _plan_slices(
-    connection: Connection, table: TableSchema, heaps: Sequence[Heap], chunk_bytes: int, slices: Sequence[Slice]
+    connection: Connection,
+    table: TableSchema,
+    heaps: Sequence[Heap],
+    chunk_bytes: int,
+    slices: Sequence[Slice],
+    *,
+    by_index: bool,
 ) -> list[ChunkPlan]:
     with connection.transaction():
         # A chunk is read by one process, and the planner has to reckon with no more.
         connection.execute("SET LOCAL max_parallel_workers_per_gather = 0")
-        planner = _SlicePlanner(connection, table, chunk_bytes, merge_slices(_valued(connection, table, slices)))
+        merged = merge_slices(_valued(connection, table, slices))
+        planner = _SlicePlanner(connection, table, chunk_bytes, merged, by_index=by_index)
         names = heap_names(connection, heaps)
         plans = [plan for heap in heaps if heap.relation in names for plan in planner.plan(heap, names[heap.relation])]
     # Where no partition can hold a row of the slices: rows that come later are in the stream.
@@ -94,8 +162,17 @@ class _Part:
 class _SlicePlanner:
     """Plans the heaps of one table; what is read block by block is read once, whatever the number of slices."""
 
-    def __init__(self, connection: Connection, table: TableSchema, chunk_bytes: int, slices: Sequence[Slice]) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        table: TableSchema,
+        chunk_bytes: int,
+        slices: Sequence[Slice],
+        *,
+        by_index: bool,
+    ) -> None:
         self.slices = slices
+        self._by_index = by_index
         self._connection = connection
         self._table = table
         self._chunk_bytes = chunk_bytes
@@ -114,7 +191,7 @@ class _SlicePlanner:
         reads = [(part, scans[name]) for part, scans in zip(self.slices, self._wanted, strict=True) if name in scans]
         if not reads:
             return
-        if name in self._all and _is_read_by_index([scan for _, scan in reads], self._all[name]):
+        if self._by_index and name in self._all and _is_read_by_index([scan for _, scan in reads], self._all[name]):
             cutter = _Cutter(self._connection, self._columns, heap, self._all[name], self._chunk_bytes)
             for part, scan in reads:
                 yield from cutter.cut(part, scan)

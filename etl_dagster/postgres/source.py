@@ -15,6 +15,7 @@ from etl_dagster.model import ChunkPlan, Column, Lsn, Slice, TableId, TableSchem
 from etl_dagster.postgres import (
     catalog,
     chunks,
+    heaps,
     locks,
     partitions,
     planning,
@@ -255,9 +256,17 @@ class PostgresSource:
         with self._sessions.ordinary("cannot read the locks of the source") as connection:
             return locks.writers(connection, tables)
 
-    def plan_chunks(self, table: TableSchema, chunk_bytes: int, slices: Sequence[Slice] = ()) -> list[ChunkPlan]:
+    def plan_chunks(
+        self, table: TableSchema, chunk_bytes: int, slices: Sequence[Slice] = (), most: int = 0
+    ) -> list[ChunkPlan]:
         with self._sessions.ordinary(f"cannot measure table {table.id}", table=str(table.id)) as connection:
-            return planning.plan_chunks(connection, table, chunk_bytes, slices)
+            return planning.plan_chunks(connection, table, chunk_bytes, slices, most)
+
+    def table_bytes(self, tables: Sequence[TableSchema]) -> dict[TableId, int]:
+        """Bytes of each table's heaps and large values; of a partitioned one those of all its partitions."""
+        with self._sessions.ordinary("cannot measure the source's tables") as connection, connection.transaction():
+            connection.execute(_IMPATIENT)
+            return heaps.table_bytes(connection, tables)
 
     def plan_ranges(self, table: TableSchema, column: Column, rows: int, after: str | None = None) -> list[str]:
         with self._sessions.ordinary(f"cannot measure table {table.id}", table=str(table.id)) as connection:

@@ -206,7 +206,9 @@ class Copier:
             return [ChunkRecord(chunk_id=f"reread-{job.seen_lsn:X}", relation=0)]
         if known := self._store.chunks(job.target.copy_id):
             return known
-        plans = self._source.plan_chunks(job.table, self._settings.chunk_bytes, job.target.slices)
+        wanted = self._destination.capabilities
+        size = max(self._settings.chunk_bytes, wanted.chunk_bytes)
+        plans = self._source.plan_chunks(job.table, size, job.target.slices, wanted.most_chunks)
         return [ChunkRecord.of(f"{number:06d}", plan) for number, plan in enumerate(plans)]
 
     def _copy_chunk(self, job: CopyJob, chunk: ChunkRecord) -> ChunkRecord:

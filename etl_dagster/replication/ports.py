@@ -263,10 +263,15 @@ class Source(Protocol):
         """Transactions, prepared ones too, that hold a write lock on any of the tables or their partitions."""
         ...
 
-    def plan_chunks(self, table: TableSchema, chunk_bytes: int, slices: Sequence[Slice] = ()) -> Sequence[ChunkPlan]:
+    def plan_chunks(
+        self, table: TableSchema, chunk_bytes: int, slices: Sequence[Slice] = (), most: int = 0
+    ) -> Sequence[ChunkPlan]:
         """Parts that together cover the table, or the slices of it, largest first.
 
         The last part of each relation, and of each slice without upper bound, is open-ended.
+
+        Args:
+            most: No more parts than this, which are larger then, or of several relations; 0 for any number.
         """
         ...
 

@@ -88,6 +88,7 @@ class ChunkRecord(FrozenModel):
         estimated_bytes: Bytes of the heap that it expects.
         slices: Only the rows of the range that lie in one of these are read; empty: all.
         of_copied: Or only those that lie in any of the slices of the copy, which may be thousands.
+        more: OIDs of further relations that are read as a whole with it.
         rows: Rows staged; None until the chunk is done.
         seen_lsn: WAL insert position after the chunk's snapshot; None until the chunk is done.
         replaced: Values that the policy replaced, by column.
@@ -102,6 +103,7 @@ class ChunkRecord(FrozenModel):
     first_block: int = 0
     last_block: int | None = None
     of_copied: bool = False
+    more: tuple[int, ...] = ()
     rows: int | None = None
     seen_lsn: Lsn | None = None
     replaced: dict[str, int] = Field(default_factory=dict)
@@ -124,6 +126,7 @@ class ChunkRecord(FrozenModel):
             estimated_bytes=plan.bytes,
             slices=plan.slices if len(plan.slices) == 1 else (),
             of_copied=len(plan.slices) > 1,
+            more=plan.more,
         )
 
     def plan(self, copied: Sequence[Slice]) -> ChunkPlan:
@@ -136,6 +139,7 @@ class ChunkRecord(FrozenModel):
             rows=self.estimated_rows,
             bytes=self.estimated_bytes,
             slices=tuple(merge_slices(copied)) if self.of_copied else self.slices,
+            more=self.more,
         )
 
 
@@ -171,6 +175,8 @@ class SlotRecord(FrozenModel):
         position: Everything committed before it is in the destination; the slot never runs ahead of it.
         written: Position of the last batch that wrote to the destination: no live table's watermark may be below it.
         newest_commit: Commit time of the newest transaction applied.
+        batch_at: When the last batch that held anything was begun.
+        usage: What the destination has billed for batches and copies so far, by name with the unit at its end.
         timeline: The timeline that the source was on; None when it was a standby.
     """
 
@@ -181,6 +187,8 @@ class SlotRecord(FrozenModel):
     written: Lsn = ZERO_LSN
     newest_commit: datetime | None = None
     timeline: int | None = None
+    batch_at: datetime | None = None
+    usage: dict[str, int] = Field(default_factory=dict)
     updated_at: datetime = Field(default_factory=_now)
 
 
