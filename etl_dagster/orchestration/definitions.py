@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from etl_dagster.config import PipelineConfig
+from etl_dagster.destinations.config import DestinationConfig
 from etl_dagster.errors import EtlError
 from etl_dagster.model import TableId, TableSchema
 from etl_dagster.orchestration.checks import HealthPolicy, build_checks, build_health, slot_spec
@@ -66,7 +67,7 @@ def build_replication_defs(
         pools: Names of the concurrency pools that copies take part in.
     """
     parts = PipelineParts.of(config)
-    translator = translator or ReplicationTranslator(parts.name, parts.destination_kind)
+    translator = translator or ReplicationTranslator(parts.name, parts.destination_kind, _destination(parts))
     known = _known_tables(parts) if tables is None else _given_tables(parts, tables)
     check_keys(translator, known)
     _warn_of_rules(parts, known)
@@ -88,6 +89,14 @@ def build_replication_defs(
         resources={**parts.as_resources(), parts.names.session: build_session(parts)},
         executor=dg.in_process_executor,
     )
+
+
+def _destination(parts: PipelineParts) -> DestinationConfig | None:
+    """None while a variable is not set that it needs; the sensor says so."""
+    try:
+        return parts.destination_now()
+    except EtlError:
+        return None
 
 
 def _known_tables(parts: PipelineParts) -> Tables:

@@ -15,6 +15,8 @@ ENDING_TAG = "etl/ending"
 MAX_RUNTIME_TAG = "dagster/max_runtime"
 # On live tables: how their changes land.
 LANDING_TAG = "etl/landing"
+# Likewise, as metadata: where the destination shows the table.
+CONSOLE = "etl/console"
 # Runs beside the pipeline: checks, retention.
 HOUSEKEEPING_TAG = "etl/housekeeping"
 

@@ -88,13 +88,13 @@ class PipelineParts:
         Raises:
             ConfigError: A variable is not set.
         """
-        found = config_of(_resolved(self.source))
+        found = _resolved(self.source)
         assert isinstance(found, SourceConfig)
         return found
 
     def destination_now(self) -> DestinationConfig:
         """The destination, likewise."""
-        found = config_of(_resolved(self.destination))
+        found = _resolved(self.destination)
         assert isinstance(found, DestinationConfig)
         return found
 
@@ -116,7 +116,9 @@ def _resolved(part: object) -> object:
     if not isinstance(part, ConfigResource):
         return part
     try:
-        return part.process_config_and_initialize()
+        # What is nested in it may want to be closed; a config holds nothing open.
+        with part.process_config_and_initialize_cm() as resolved:
+            return config_of(resolved)
     except dg.DagsterInvalidConfigError as error:
         problem = error.errors[0].message.partition("\n")[0]
         raise ConfigError(f"A resource cannot be resolved: {problem}", hint="Set the variable that it names") from error

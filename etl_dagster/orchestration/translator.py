@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import dagster as dg
 
+from etl_dagster.destinations.config import DestinationConfig
 from etl_dagster.errors import ConfigError
 from etl_dagster.model import Landing, TableChoices, TableId, TableSchema
 from etl_dagster.orchestration.metadata import Metadata, column_schema
-from etl_dagster.orchestration.names import LANDING_TAG, safe_name
+from etl_dagster.orchestration.names import CONSOLE, LANDING_TAG, safe_name
 from etl_dagster.orchestration.partitions import Definition, Rule, partitions_for
 
 Tables = Mapping[TableId, TableSchema | None]
@@ -30,10 +31,12 @@ class ReplicationTranslator:
     Attributes:
         pipeline: Name of the pipeline.
         destination_kind: Kind that the destination's tables show, for instance ``duckdb``.
+        destination: Where the live tables are, if it is known; then they show their names there.
     """
 
     pipeline: str
     destination_kind: str
+    destination: DestinationConfig | None = None
 
     def source_key(self, table: TableId) -> dg.AssetKey:
         """Key of the table at the source."""
@@ -91,10 +94,17 @@ class ReplicationTranslator:
             description=f"Table {table} at the destination, following the source{_landing_words(schema)}",
             group_name=safe_name(self.pipeline),
             kinds={self.destination_kind},
-            metadata={**_definition_metadata(table, schema), **_landing(schema)},
+            metadata={**_definition_metadata(table, schema), **self._place(table), **_landing(schema)},
             tags=_landing(schema),
             skippable=True,
         )
+
+    def _place(self, table: TableId) -> Metadata:
+        shown = None if self.destination is None else self.destination.shown(table)
+        if shown is None:
+            return {}
+        link = {CONSOLE: dg.MetadataValue.url(shown.url)} if shown.url else {}
+        return {"dagster/table_name": shown.name, **link}
 
 
 def check_keys(translator: ReplicationTranslator, tables: Iterable[TableId]) -> None:

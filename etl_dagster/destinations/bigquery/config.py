@@ -6,10 +6,11 @@ import json
 import re
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlencode
 
 from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
 
-from etl_dagster.destinations.config import DestinationConfig
+from etl_dagster.destinations.config import DestinationConfig, ShownTable
 from etl_dagster.model import FrozenModel, TableId, TablePattern
 
 # BigQuery's own default; data stays where it was created first.
@@ -25,6 +26,7 @@ MOST_INLINE_BYTES = 4 * 1024 * 1024
 TIMEOUT_SECONDS = 180.0
 # Longer than most of the troubles that Google's own status page has called short.
 RETRY_SECONDS = 600.0
+CONSOLE_URL = "https://console.cloud.google.com/bigquery"
 STAGING_PREFIX = "etl-dagster/"
 # BigQuery's limit, for clustering and for labels.
 MOST_CLUSTER_COLUMNS = 4
@@ -280,6 +282,13 @@ class BigQueryConfig(DestinationConfig):
         if isinstance(self.credentials, AnonymousCredentials) and self.api_endpoint is None:
             raise ValueError("credentials of type anonymous are for an emulator: give its api_endpoint")
         return self
+
+    def shown(self, table: TableId) -> ShownTable:
+        from etl_dagster.destinations.bigquery.naming import Names  # which is made of a config
+
+        name = Names(self).table_name(table)
+        address = urlencode({"p": self.project, "d": self.dataset, "t": name, "page": "table"})
+        return ShownTable(f"{self.project}.{self.dataset}.{name}", f"{CONSOLE_URL}?{address}")
 
     def options_for(self, table: TableId) -> TableOptions:
         """The layout of a table: by its exact name, else by the first pattern that matches."""
