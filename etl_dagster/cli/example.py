@@ -32,6 +32,18 @@ source:
 destination:
   type: duckdb
   path: shop.duckdb
+# Or BigQuery, where `pip install 'etl-dagster[bigquery]'` was run; without credentials those of the environment:
+# destination:
+#   type: bigquery
+#   project: my-project
+#   dataset: shop
+#   location: EU
+#   credentials: {type: file, path: key.json}
+#   batch_seconds: 60
+#   staging: {bucket: my-bucket}
+#   tables:
+#     public.orders:
+#       partition_by: {type: time, column: created_at, granularity: month}
 
 # What has to outlive the process: positions, table states, schemas. This is the default:
 # store:

@@ -101,6 +101,8 @@ def show_status(status: PipelineStatus) -> None:
     if not status.tables:
         console.print("The pipeline has not run yet. Run `etl-dagster check`, then `etl-dagster sync`.")
         return
+    if usage := _told_usage(status.usage):
+        console.print(f"The destination has billed so far: {usage}\n", markup=False, soft_wrap=True)
     console.print(_tables(status.tables))
     for entry in status.tables:
         _show_table_notes(console, entry)
@@ -154,6 +156,12 @@ def shortened(text: str) -> str:
     return text if len(text) <= LONGEST_NOTE else f"{text[:LONGEST_NOTE]} …"
 
 
+def _told_usage(usage: Mapping[str, int]) -> str:
+    from etl_dagster.replication.report import told_usage
+
+    return told_usage(usage)
+
+
 def replaced_values(replaced: Mapping[str, int]) -> str:
     """How many values of which columns the policy replaced."""
     columns = ", ".join(f"{count:,} of {column}" for column, count in sorted(replaced.items()))
@@ -174,6 +182,8 @@ def show_run(summary: RunSummary, records: Mapping[TableId, TableRecord], durati
             table.add_row(str(name), state, number(done.copied_rows), number(done.changes))
         console.print(table)
     console.print(_headline(summary, records, duration))
+    if usage := _told_usage(summary.usage):
+        console.print(f"The destination has billed: {usage}", markup=False, soft_wrap=True)
     quarantined = _quarantined(records)
     for record in quarantined:
         console.print(f"{record.table} is quarantined: {record.reason}", style="red", markup=False, soft_wrap=True)
@@ -206,6 +216,7 @@ def run_as_json(summary: RunSummary, records: Mapping[TableId, TableRecord], dur
         "batches": summary.batches,
         "position": str(summary.position) if summary.position is not None else None,
         "max_lag_seconds": round(summary.max_lag_seconds, 3),
+        "usage": dict(summary.usage),
         "seconds": round(duration, 3),
         "notices": summary.notices,
         "tables": {str(name): _table_as_json(summary, records[name]) for name in sorted(records)},

@@ -29,6 +29,7 @@ class Capabilities:
         most_chunks: Chunks that one copy may have; 0 when any number.
         batch_seconds: How far apart batches should be once the stream has been caught up with, since each costs
             however little it brings.
+        json_text: JSON comes back as the text that it went; otherwise as a text of the same value.
         limits: What of the values that Arrow holds it cannot hold; such values never reach it, since they are treated
             as the column's `ValuePolicy` says when they are decoded.
     """
@@ -40,6 +41,7 @@ class Capabilities:
     chunk_bytes: int = 0
     most_chunks: int = 0
     batch_seconds: float = 0.0
+    json_text: bool = True
     limits: ValueLimits | None = None
 
 
@@ -73,10 +75,12 @@ class CopyResult:
         undecided: Keys (the key columns, in key order) to read again, because their unchanged TOAST values stand
             neither in the log nor in the staged rows, or because nobody knows whether the source has them; None when
             the copy is finished.
+        usage: What it took, and the chunks before it, as in `WriteResult`.
     """
 
     rows: int | None
     undecided: pa.Table | None = None
+    usage: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

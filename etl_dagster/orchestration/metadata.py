@@ -131,6 +131,7 @@ def run_metadata(summary: RunSummary, position: Lsn) -> Metadata:
         "etl/batches": summary.batches,
         "etl/max_lag_seconds": round(summary.max_lag_seconds, 3),
         "etl/tables": len(summary.tables),
+        **{f"etl/{name}": count for name, count in summary.usage.items()},
         "etl/notices": "\n".join(summary.notices[-20:]),
     }
 

@@ -54,7 +54,12 @@ def reason_to_wait(
 
 
 def hand_over(context: dg.OpExecutionContext, pipeline: str, replicator: Replicator, summary: RunSummary) -> None:
-    """Have a successor started, and go on with the stream until it is there, or nothing comes any more."""
+    """Have a successor started, and go on with the stream until it is there, or nothing comes any more.
+
+    Nobody is wanted where the next batch is not due for longer than that takes: the sensor asks for a run then.
+    """
+    if replicator.pause_seconds > _QUIET_SECONDS:
+        return
     context.instance.add_run_tags(context.run_id, {ENDING_TAG: context.run_id})
     silence = _QUIET_SECONDS if UNTIL_TAG in context.run.tags else _QUIET_BY_HAND_SECONDS
     now, seen = monotonic(), summary.changes

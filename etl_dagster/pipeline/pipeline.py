@@ -25,7 +25,7 @@ from etl_dagster.model import CheckResult, Landing, Lsn, Slice, TableId, TableSc
 from etl_dagster.pipeline.slices import TableSlices
 from etl_dagster.pipeline.status import Comparison, Pending, PipelineStatus, table_statuses
 from etl_dagster.postgres import Difference, PostgresSource, check, check_slices, compare_table
-from etl_dagster.replication import LogReporter, Replicator, Reporter, Stop
+from etl_dagster.replication import LogReporter, Replicator, Reporter, Stop, seconds_until_due
 from etl_dagster.retry import Backoff, Retrier, retry
 from etl_dagster.store import open_store
 from etl_dagster.store.base import Request, RequestKind, Store, TableRecord, TableState
@@ -151,6 +151,8 @@ class Pipeline:
         behind = current - record.position
         if behind <= 0:
             return Pending(False, f"nothing was written since {record.position}", current)
+        if left := seconds_until_due(record.batch_at, self._destination.capabilities.batch_seconds):
+            return Pending(False, f"the next batch is due in {left:.0f} s", current)
         if behind > IDLE_WAL_BYTES:
             return Pending(True, f"{behind:,} bytes of WAL to apply or to pass over", current, changes=True)
         if self._has_changes(record.position, current):
@@ -203,6 +205,7 @@ class Pipeline:
                 lag_seconds=lag_seconds,
                 retained_bytes=slot.retained_bytes if slot else None,
                 slot_active_pid=slot.active_pid if slot else None,
+                usage=record.usage if record else {},
                 tables=table_statuses(self._store, self._watch, lag_bytes, lag_seconds),
             )
 
@@ -296,7 +299,7 @@ class Pipeline:
         keys = {f"key of {name}": table.landing for name, table in tables.items()}
         source = [_as_it_lands(result, keys.get(result.name)) for result in check(self.config.source)]
         choices = [*self._check_choices(tables), *self._check_partitions(tables)]
-        return [*source, *choices, self._check_store(), self._check_destination()]
+        return [*source, *choices, self._check_store(), *self._check_destination(tables)]
 
     def compare(self) -> Mapping[TableId, Comparison]:
         """Compare every live table with its source, both ways; nothing may write to either meanwhile.
@@ -318,7 +321,8 @@ class Pipeline:
     def _compared(self, schema: TableSchema, record: TableRecord) -> Comparison:
         def compare() -> Difference:
             rows = present_rows(schema, self._destination.read_table(schema))
-            return compare_table(self.config.source.connection, schema, rows)
+            exact = self._destination.capabilities.json_text
+            return compare_table(self.config.source.connection, schema, rows, json_text=exact)
 
         found = retry(compare, what=f"the comparison of {record.table}", when=_is_destination_away)
         return Comparison(found.missing, found.extra, found.rows, found.sample_keys, record.replaced)
@@ -402,9 +406,17 @@ class Pipeline:
             "state store", passed=True, detail=f"{self.config.store.type}, {tables} tables known", todo=""
         )
 
-    def _check_destination(self) -> CheckResult:
+    def _check_destination(self, tables: Mapping[TableId, TableSchema]) -> Iterator[CheckResult]:
         try:
             destination = self._destination
+        except EtlError as error:
+            yield CheckResult("destination", passed=False, detail=error.message, todo=error.hint)
+            return
+        yield self._check_startup(destination)
+        yield from destination.check(self._sizes(tables))
+
+    def _check_startup(self, destination: Destination) -> CheckResult:
+        try:
             destination.startup(self._owner)
             try:
                 tables = len(destination.positions())
@@ -414,6 +426,14 @@ class Pipeline:
             return CheckResult("destination", passed=False, detail=error.message, todo=error.hint)
         detail = f"{self.config.destination.type}, {tables} tables replicated"
         return CheckResult("destination", passed=True, detail=detail, todo="")
+
+    def _sizes(self, tables: Mapping[TableId, TableSchema]) -> Mapping[TableId, int]:
+        """Bytes of the tables at the source; none of a source that cannot be asked, or is being altered."""
+        try:
+            with self._watching:
+                return self._watch.table_bytes(list(tables.values())) if tables else {}
+        except EtlError:  # an estimate is all that is lost
+            return dict.fromkeys(tables, 0)
 
 
 def _is_out(record: TableRecord) -> bool:

@@ -97,6 +97,7 @@ class PipelineStatus:
         position: Everything committed before it is at the destination; None before the first run.
         retained_bytes: WAL that the slot keeps back at the source; None without a slot.
         slot_active_pid: Backend that reads the slot right now.
+        usage: What the destination has billed so far, by name with the unit at its end; empty where it does not bill.
     """
 
     name: str
@@ -108,6 +109,7 @@ class PipelineStatus:
     retained_bytes: int | None
     slot_active_pid: int | None
     tables: list[TableStatus] = field(default_factory=list)
+    usage: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types; positions in the notation of Postgres."""

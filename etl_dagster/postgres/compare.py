@@ -24,6 +24,8 @@ from etl_dagster.postgres.text import to_text
 
 SAMPLE_ROWS = 5
 _JSON = 114  # has no equality
+# What json may have and jsonb has not is the character of number 0.
+_JSON_VALUE = sql.SQL(r"to_jsonb(replace({}::text, '\u0000', '\uFFFD')::{})")
 _STAGED = sql.Identifier("pg_temp", "compared_rows")
 
 
@@ -45,8 +47,13 @@ class Difference:
         return self.missing == 0 and self.extra == 0
 
 
-def compare_table(config: PostgresConfig, table: TableSchema, rows: Iterable[pa.RecordBatch]) -> Difference:
+def compare_table(
+    config: PostgresConfig, table: TableSchema, rows: Iterable[pa.RecordBatch], *, json_text: bool = True
+) -> Difference:
     """Compare a table with rows that have at least its columns, found by name.
+
+    Args:
+        json_text: JSON has to be the same to the letter, not only by its value.
 
     Raises:
         SourceError: The source refuses, or a value is not one that the column could hold.
@@ -56,7 +63,7 @@ def compare_table(config: PostgresConfig, table: TableSchema, rows: Iterable[pa.
         with translating(f"cannot compare table {name}", config.secrets(), table=name):
             connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SET LOCAL row_security = off")
             _stage(connection, table, rows)
-            difference = _differ(connection, table)
+            difference = _differ(connection, table, json_text=json_text)
             connection.execute("ROLLBACK")
         return difference
 
@@ -94,8 +101,8 @@ def _csv(batch: pa.RecordBatch, table: TableSchema) -> bytes:
     return sink.getvalue()
 
 
-def _differ(connection: Connection, table: TableSchema) -> Difference:
-    selected = sql.SQL(", ").join(map(_comparable, table.columns))
+def _differ(connection: Connection, table: TableSchema, *, json_text: bool) -> Difference:
+    selected = sql.SQL(", ").join(_comparable(column, json_text=json_text) for column in table.columns)
     condition = sql.SQL(" WHERE {}").format(sql.SQL(table.row_filter)) if table.row_filter else sql.SQL("")
     kind = fetch_one(connection, "SELECT relkind FROM pg_class WHERE oid = %s", [table.oid])[0]
     only = sql.SQL("") if kind == "p" else sql.SQL("ONLY ")
@@ -121,14 +128,18 @@ def _except(
     return row[0], row[1]
 
 
-def _comparable(column: Column) -> sql.Composed:
-    value = sql.Identifier("t", column.name)
-    return sql.SQL("{} AS {}").format(
-        as_text(value) if _lacks_equality(column) else value, sql.Identifier(f"c{column.attnum}")
-    )
+def _comparable(column: Column, *, json_text: bool) -> sql.Composed:
+    value: sql.Composable = sql.Identifier("t", column.name)
+    if _is_held_as_text(column) or (_is_json(column) and json_text):
+        value = as_text(value)
+    elif _is_json(column):
+        is_array = column.type.kind is TypeKind.ARRAY
+        value = _JSON_VALUE.format(value, sql.SQL("json[]" if is_array else "json"))
+    return sql.SQL("{} AS {}").format(value, sql.Identifier(f"c{column.attnum}"))
 
 
-def _lacks_equality(column: Column) -> bool:
+def _is_json(column: Column) -> bool:
+    """Of the type that has no equality, or an array of it."""
     kind = column.type
     element = kind.element if kind.kind is TypeKind.ARRAY and kind.element else kind
-    return element.oid == _JSON or _is_held_as_text(column)
+    return element.oid == _JSON

@@ -2,6 +2,7 @@
 
 from etl_dagster.replication.copying import told
 from etl_dagster.replication.engine import Replicator, Stop
+from etl_dagster.replication.pace import seconds_until_due
 from etl_dagster.replication.policy import POLICY, Action, action_for
 from etl_dagster.replication.report import (
     BatchReport,
@@ -26,5 +27,6 @@ __all__ = [
     "Stop",
     "TableSummary",
     "action_for",
+    "seconds_until_due",
     "told",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections import Counter
 from collections.abc import Sequence
 from itertools import islice
 
@@ -23,6 +24,7 @@ class Copies:
 
     Args:
         most: Copies that are under way at once.
+        spent: Takes up what the destination bills.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class Copies:
         copier: Copier,
         reporter: Reporter,
         most: int,
+        spent: Counter[str],
     ) -> None:
         self._source = source
         self._destination = destination
@@ -42,6 +45,7 @@ class Copies:
         self._copier = copier
         self._reporter = reporter
         self._most = most
+        self._spent = spent
 
     def begin(self, position: Lsn) -> Sequence[TableId]:
         """Begin copies at this position; returns of which tables."""
@@ -155,6 +159,7 @@ class Copies:
         """What came of it; None when keys have to be read again first."""
         target = self._tables.copy_target(record)
         result = self._destination.finish_copy(target, position)
+        self._spent.update(result.usage)
         if result.undecided is not None:
             self._copier.start([target], position, result.undecided)
             return None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -20,15 +21,16 @@ from typing import Protocol, Self
 
 from etl_dagster.destinations.base import Destination
 from etl_dagster.errors import ErrorKind, EtlError, PublicationTooNew, RowIncomplete, SourceLocked
-from etl_dagster.model import EventBatch, Lsn, TableChoices, TableEvents, TableId, TableSchema
+from etl_dagster.model import ZERO_LSN, EventBatch, Lsn, TableChoices, TableEvents, TableId, TableSchema
 from etl_dagster.replication.agreement import agree_on_slot, agree_with_destination, begin_anew
 from etl_dagster.replication.copies import Copies
 from etl_dagster.replication.copying import Copier, RelationRewritten
+from etl_dagster.replication.pace import Pace
 from etl_dagster.replication.policy import Action, action_for
 from etl_dagster.replication.ports import Source, Window
 from etl_dagster.replication.quarantine import Quarantine
 from etl_dagster.replication.refresh import Catalogue
-from etl_dagster.replication.report import BatchReport, LogReporter, Reporter
+from etl_dagster.replication.report import BatchReport, LogReporter, Reporter, added
 from etl_dagster.replication.requests import Requests
 from etl_dagster.replication.stream import WindowSizer, passed, pieces
 from etl_dagster.replication.tables import Tables
@@ -86,8 +88,14 @@ class Replicator:
         self._store = store
         self._settings = settings or ReplicationSettings()
         self._reporter = reporter or LogReporter()
-        self._sizer = WindowSizer(self._settings)
-        self._piece_bytes = min(self._settings.piece_bytes, destination.capabilities.piece_bytes)
+        wanted = destination.capabilities
+        self._sizer = WindowSizer(self._settings, wanted.batch_seconds)
+        self._pace = Pace(wanted.batch_seconds)
+        self._piece_bytes = min(self._settings.piece_bytes, wanted.piece_bytes)
+        # Up to where somebody waits for the stream, whatever a batch costs.
+        self._goal = ZERO_LSN
+        # What the destination has billed since it was told last.
+        self._spent: Counter[str] = Counter()
         self._woken = threading.Event()
         self._refreshed_at = self._beaten_at = _NEVER
         self._refresh_pause = 0.0
@@ -108,6 +116,7 @@ class Replicator:
             self._destination.startup(self._owner)
             stack.callback(self._destination.shutdown)
             self._slot = agree_on_slot(self._source, self._store, self._tables, self._reporter)
+            self._pace.resume(self._slot.batch_at)
             for record in self._tables.in_state(TableState.COPIED):
                 self._reporter.table_changed(record)  # it is this process that finishes what another one has copied
                 # It may have read keys again, of which the destination knows and the record does not.
@@ -120,7 +129,13 @@ class Replicator:
             )
             stack.callback(self._copier.close)
             self._catalogue = Catalogue(
-                self._source, self._destination, self._tables, self._copier, self._choices, self._reporter
+                self._source,
+                self._destination,
+                self._tables,
+                self._copier,
+                self._choices,
+                self._reporter,
+                self._spent,
             )
             self._copies = Copies(
                 self._source,
@@ -130,10 +145,11 @@ class Replicator:
                 self._copier,
                 self._reporter,
                 self._settings.copying_tables,
+                self._spent,
             )
             self._requests = Requests(self._store, self._tables, self._copier, self._reporter)
             self._quarantine = Quarantine(
-                self._destination, self._tables, self._catalogue, self._reporter, self._piece_bytes
+                self._destination, self._tables, self._catalogue, self._reporter, self._piece_bytes, self._spent
             )
             # What lives by now stays: without it, looking for garbage among imported modules takes 4 % of a copy.
             gc.freeze()
@@ -174,19 +190,25 @@ class Replicator:
     def sync(self, *, stop: Stop | None = None) -> None:
         """Copy what needs it and catch up to the source's present end."""
         goal = self._source.current_position()
-        self._run(lambda: passed(self.position, goal) and not self._unfinished(), stop)
+        self._run(lambda: passed(self.position, goal) and not self._unfinished(), stop, goal)
 
     def copy(self, *, stop: Stop | None = None) -> None:
         """Go on until no table waits for its copy; the stream is applied meanwhile."""
         self._run(lambda: not self._unfinished(), stop)
 
     def apply(self, *, until: Lsn | None = None, budget_seconds: float = 0.0, stop: Stop | None = None) -> None:
-        """Apply the stream up to ``until`` (the source's present end when not given), then go on within the budget."""
+        """Apply the stream up to ``until`` (the source's present end when not given), then go on within the budget.
+
+        Ends before the budget does when the destination wants no further batch within it.
+        """
         goal = until if until is not None else self._source.current_position()
         deadline = monotonic() + budget_seconds
-        self._run(
-            lambda: passed(self.position, goal) and not self._tables.to_resume() and monotonic() >= deadline, stop
-        )
+
+        def reached() -> bool:
+            is_over = monotonic() + self._pace.left >= deadline
+            return passed(self.position, goal) and not self._tables.to_resume() and is_over
+
+        self._run(reached, stop, goal)
 
     def follow(self, *, stop: Stop) -> None:
         """Go on until asked to stop."""
@@ -211,6 +233,7 @@ class Replicator:
         applied = self._apply_window()
         followed = self._catalogue.follow_silent(self.position)
         copied = self._move_copies()
+        self._tell_spent()
         return bool(resumed or begun) or applied or followed or copied
 
     def _take_up_requests(self) -> None:
@@ -270,7 +293,8 @@ class Replicator:
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
-    def _run(self, reached: Callable[[], bool], stop: Stop | None) -> None:
+    def _run(self, reached: Callable[[], bool], stop: Stop | None, goal: Lsn = ZERO_LSN) -> None:
+        self._goal = goal
         while not (stop is not None and stop.is_set()):
             if reached():
                 return
@@ -333,11 +357,28 @@ class Replicator:
 
     # -- the stream ---------------------------------------------------------------------------------------------------
 
+    @property
+    def pause_seconds(self) -> float:
+        """How long the destination wants the stream left alone from now on, unless somebody waits for it."""
+        return self._pace.left
+
+    def _may_rest(self) -> bool:
+        """A batch costs, and nothing waits for this one."""
+        if not self._pace.left or not passed(self.position, self._goal):
+            return False
+        staged = (record for record in self._tables.in_state(TableState.COPIED))
+        waiting = any(record.table not in self._copier.jobs for record in staged)
+        return not waiting and not self._catalogue.awaits_stream(self.position)
+
     def _apply_window(self) -> bool:
+        if self._may_rest():
+            return False
         start = self.position
-        upto = Lsn(min(self._source.current_position(), start + self._settings.max_window_wal_bytes))
+        end = self._source.current_position()
+        upto = Lsn(min(end, start + self._settings.max_window_wal_bytes))
         if upto <= start:
             return False
+        begun_at = datetime.now(UTC)
         routes = self._tables.routes()
         began = monotonic()
         clock = _ReadClock()
@@ -351,12 +392,16 @@ class Replicator:
         first = next(contents, None)
         if first is not None:
             batch = EventBatch(chain([first], contents), lambda: window.position, routes)
-            changes = self._destination.write_events(batch).changes
+            written = self._destination.write_events(batch)
+            changes = written.changes
+            self._spent.update(written.usage)
         seconds = monotonic() - began
         if not window.complete:
             self._sizer.learn(window.changes, seconds, window.reread_bytes)
         self._take_notice(window)
-        self._advance(window, wrote=first is not None)
+        self._pace.window(began, wrote=first is not None, caught_up=window.complete and upto == end)
+        usage = self._take_spent()
+        self._advance(window, begun_at if first is not None else None, usage)
         for schema in window.evolved.values():
             self._catalogue.evolved(schema, window.position)
         self._reporter.batch_applied(
@@ -371,18 +416,32 @@ class Replicator:
                 newest_commit=window.newest_commit,
                 finished_at=datetime.now(UTC),
                 replaced=window.replaced,
+                usage=usage,
             )
         )
         return True
 
-    def _advance(self, window: Window, *, wrote: bool) -> None:
+    def _advance(self, window: Window, wrote_at: datetime | None, usage: Mapping[str, int]) -> None:
         position = window.position
         self._save_slot(
             position=position,
-            written=position if wrote else self._slot.written,
+            written=position if wrote_at else self._slot.written,
             newest_commit=window.newest_commit or self._slot.newest_commit,
+            batch_at=wrote_at or self._slot.batch_at,
+            usage=added(self._slot.usage, usage),
         )
         self._source.advance_slot(position)
+
+    def _take_spent(self) -> Mapping[str, int]:
+        taken = dict(self._spent)
+        self._spent.clear()
+        return taken
+
+    def _tell_spent(self) -> None:
+        """What the destination has billed for other things than a window: copies, changes that were held."""
+        if usage := self._take_spent():
+            self._save_slot(usage=added(self._slot.usage, usage))
+            self._reporter.batch_applied(BatchReport.of_usage(self.position, usage))
 
     def _save_slot(self, **changes: object) -> None:
         self._slot = self._slot.model_copy(update={**changes, "updated_at": datetime.now(UTC)})

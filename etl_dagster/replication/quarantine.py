@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import UTC, datetime
 from time import monotonic
 
@@ -30,12 +31,14 @@ class Quarantine:
         catalogue: Catalogue,
         reporter: Reporter,
         piece_bytes: int,
+        spent: Counter[str],
     ) -> None:
         self._destination = destination
         self._tables = tables
         self._catalogue = catalogue
         self._reporter = reporter
         self._piece_bytes = piece_bytes
+        self._spent = spent
 
     def take_out(self, table: TableId, error: EtlError, position: Lsn) -> None:
         """Quarantine a table; where it has something to go on with, its changes are held from here on."""
@@ -72,6 +75,7 @@ class Quarantine:
         batch = EventBatch(pieces(events, routes, self._piece_bytes), lambda: position, routes)
         began = monotonic()
         result = self._destination.write_events(batch)
+        self._spent.update(result.usage)
         self._reporter.batch_applied(
             BatchReport(
                 start=position,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from etl_dagster.destinations.base import Destination
@@ -24,6 +25,9 @@ class Catalogue:
 
     The catalogue is ahead of the stream, so what it says of a table holds for the stream only past the position that
     was read after it.
+
+    Args:
+        spent: Takes up what the destination bills.
     """
 
     def __init__(
@@ -34,7 +38,10 @@ class Catalogue:
         copier: Copier,
         choices: TableChoices,
         reporter: Reporter,
+        spent: Counter[str],
     ) -> None:
+        self._spent = spent
+        self._limits = destination.capabilities.limits
         self._source = source
         self._destination = destination
         self._tables = tables
@@ -105,6 +112,10 @@ class Catalogue:
             return False
         return passed(position, self._not_before.get(table, Lsn(0)))
 
+    def awaits_stream(self, position: Lsn) -> bool:
+        """Whether a copy, or columns that changed, wait for the stream to get further."""
+        return self.has_silent or any(position < each != _UNKNOWN_LSN for each in self._not_before.values())
+
     def begun(self, table: TableId) -> None:
         """A copy has begun."""
         self._not_before.pop(table, None)
@@ -168,7 +179,8 @@ class Catalogue:
     def bring_columns(self, schema: TableSchema, position: Lsn) -> None:
         """Give a live table the columns of its schema, which the stream is past."""
         events = iter([[TableEvents(schema)]])
-        self._destination.write_events(EventBatch(events, lambda: position, {schema.id: Route()}))
+        written = self._destination.write_events(EventBatch(events, lambda: position, {schema.id: Route()}))
+        self._spent.update(written.usage)
 
     def _refresh_table(self, schema: TableSchema, files: Sequence[RelationFile], position: Lsn, read_at: Lsn) -> None:
         table = schema.id

@@ -16,6 +16,8 @@ logger = logging.getLogger("etl_dagster")
 
 # Below, megabytes with one decimal say nothing.
 _WORTH_TELLING = 100_000
+# Kinds of jobs that a destination may count.
+_JOBS = ("queries", "loads", "copies")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,8 @@ class BatchReport:
         write_seconds: Time spent in the destination.
         newest_commit: Commit time of the newest transaction in it; None when it held none.
         finished_at: When the destination had committed.
+        usage: What the destination has billed since the report before, by name with the unit at its end: for this
+            batch, and for copies.
     """
 
     start: Lsn
@@ -43,6 +47,12 @@ class BatchReport:
     newest_commit: datetime | None
     finished_at: datetime
     replaced: Mapping[TableId, Mapping[str, int]] = field(default_factory=dict)
+    usage: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of_usage(cls, position: Lsn, usage: Mapping[str, int]) -> BatchReport:
+        """No batch, only what was billed for something else."""
+        return cls(position, position, {}, 0, 0, 0.0, 0.0, None, datetime.now(UTC), usage=usage)
 
     @property
     def lag_seconds(self) -> float:
@@ -74,7 +84,21 @@ def merged(batches: Sequence[BatchReport]) -> BatchReport:
         write_seconds=sum(batch.write_seconds for batch in batches),
         newest_commit=last.newest_commit,
         finished_at=last.finished_at,
+        usage=added(*(batch.usage for batch in batches)),
     )
+
+
+def added(*usages: Mapping[str, int]) -> dict[str, int]:
+    """The sum of what was billed."""
+    return dict(sum(map(Counter, usages), Counter()))
+
+
+def told_usage(usage: Mapping[str, int]) -> str:
+    """What was billed, for people; empty where nothing is."""
+    parts = [f"{_megabytes(usage['bytes_billed'])} MB billed"] if "bytes_billed" in usage else []
+    parts += [f"{usage['slot_ms'] / 1000:,.1f} slot seconds"] if "slot_ms" in usage else []
+    counts = ((name, usage.get(name, 0)) for name in _JOBS)
+    return ", ".join([*parts, *(f"{count:,} {name}" for name, count in counts if count)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,12 +223,14 @@ class LogReporter:
 
     def batch_applied(self, batch: BatchReport) -> None:
         if batch.total_changes:
+            usage = told_usage(batch.usage)
             self._log.info(
-                "applied %s changes of %s transactions up to %s, lag %.1f s",
+                "applied %s changes of %s transactions up to %s, lag %.1f s%s",
                 f"{batch.total_changes:,}",
                 f"{batch.transactions:,}",
                 batch.position,
                 batch.lag_seconds,
+                f" ({usage})" if usage else "",
             )
 
     def schema_changed(self, table: TableId, schema: TableSchema, what: str) -> None:
@@ -245,6 +271,7 @@ class RunSummary:
     transactions: int = 0
     position: Lsn | None = None
     max_lag_seconds: float = 0.0
+    usage: Counter[str] = field(default_factory=Counter)
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     _copied: set[TableId] = field(default_factory=set)
 
@@ -272,6 +299,7 @@ class RunSummary:
             summary.copy = progress
 
     def batch_applied(self, batch: BatchReport) -> None:
+        self.usage.update(batch.usage)
         self.batches += 1
         self.transactions += batch.transactions
         self.position = batch.position

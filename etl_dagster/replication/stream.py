@@ -15,6 +15,8 @@ _PAGE_HEADER = 40
 # Measured: the server passes over WAL that it has decoded before at about 0.3 s per 100 MB.
 _REREAD_BYTES_PER_SECOND = 330e6
 _FIXED_SHARE = 0.2
+# Where batches are to be far apart each costs, and takes long whatever it brings: when much waits, few large ones do.
+_BATCH_SHARE = 0.25
 
 
 def passed(position: Lsn, lsn: Lsn) -> bool:
@@ -29,10 +31,14 @@ class WindowSizer:
     A window should end within the target time, so that little is repeated after a kill. But each one pays for the WAL
     between the slot's restart and confirmed positions again, and smaller windows pay for it more often: that part must
     stay a small share, whatever the target.
+
+    Args:
+        batch_seconds: How far apart the destination wants batches.
     """
 
-    def __init__(self, settings: ReplicationSettings) -> None:
+    def __init__(self, settings: ReplicationSettings, batch_seconds: float = 0.0) -> None:
         self._settings = settings
+        self._target_seconds = max(settings.target_window_seconds, _BATCH_SHARE * batch_seconds)
         self.limit = min(settings.max_window_changes, 4 * settings.min_window_changes)
 
     def learn(self, changes: int, seconds: float, reread_bytes: int) -> None:
@@ -41,7 +47,7 @@ class WindowSizer:
             return
         fixed = min(reread_bytes / _REREAD_BYTES_PER_SECOND, 0.95 * seconds)
         each = max(seconds - fixed, 1e-3) / changes
-        ideal = max(self._settings.target_window_seconds, fixed / _FIXED_SHARE) / each
+        ideal = max(self._target_seconds, fixed / _FIXED_SHARE) / each
         grown = min(int(ideal), 4 * self.limit)
         self.limit = max(self._settings.min_window_changes, min(grown, self._settings.max_window_changes))
 
