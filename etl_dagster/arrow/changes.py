@@ -21,7 +21,19 @@ from etl_dagster.arrow.decode import read_column
 from etl_dagster.arrow.fixed import array_of, mask_of
 from etl_dagster.arrow.taking import taking
 from etl_dagster.arrow.types import arrow_schema, column_type
-from etl_dagster.model import CDC_COLUMNS, ChangeKind, ChangeSet, ChangeType, Column, Landing, RawChanges, TableSchema
+from etl_dagster.model import (
+    CDC_COLUMNS,
+    ZERO_LSN,
+    ChangeKind,
+    ChangeSet,
+    ChangeType,
+    Column,
+    Landing,
+    Lsn,
+    RawChanges,
+    TableEvents,
+    TableSchema,
+)
 from etl_dagster.pgwire import Fields, padded
 
 PREFIX = (
@@ -143,6 +155,17 @@ def select_changes(changes: ChangeSet, mask: _Bools) -> ChangeSet:
         old_keys=None if changes.old_keys is None else changes.old_keys.filter(chosen),
         xid=None if changes.xid is None else changes.xid[mask],
     )
+
+
+def beyond(events: TableEvents, watermark: Lsn) -> list[ChangeSet]:
+    """The changes that a watermark does not cover.
+
+    A watermark is where the next commit may start, hence a change right at it is new.
+    """
+    if watermark == ZERO_LSN:
+        return [part for part in events.changes if len(part)]
+    parts = [select_changes(part, part.lsn >= watermark) for part in events.changes]
+    return [part for part in parts if len(part)]
 
 
 def adapt(changes: ChangeSet, table: TableSchema) -> ChangeSet:

@@ -1,5 +1,6 @@
 """BigQuery: one dataset, tables replicated as tables."""
 
 from etl_dagster.destinations.bigquery.config import BigQueryConfig
+from etl_dagster.destinations.bigquery.core import PLUGIN, BigQueryDestination
 
-__all__ = ["BigQueryConfig"]
+__all__ = ["PLUGIN", "BigQueryConfig", "BigQueryDestination"]

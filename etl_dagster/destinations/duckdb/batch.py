@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from etl_dagster.arrow.changes import same_columns, to_record_batch
+from etl_dagster.arrow.changes import beyond, same_columns, to_record_batch
 from etl_dagster.destinations.duckdb.client import Client, Session, translated
 from etl_dagster.destinations.duckdb.encoding import encode
 from etl_dagster.destinations.duckdb.held import HeldLog, HeldLogs, HeldWriter
 from etl_dagster.destinations.duckdb.ledger import CopyState, Ledger, log_name
-from etl_dagster.destinations.duckdb.live import LiveTable, beyond
+from etl_dagster.destinations.duckdb.live import LiveTable
 from etl_dagster.errors import DestinationError, ValueUnrepresentable
 from etl_dagster.model import CopyTarget, EventBatch, Lsn, Route, TableEvents, TableId
 

@@ -6,49 +6,16 @@ Within a transaction, columns can be altered only as long as no row of the table
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import count
 
 import pyarrow as pa
 
 from etl_dagster.arrow.changes import missing_value
-from etl_dagster.arrow.landing import landed_schema
 from etl_dagster.arrow.types import column_type
-from etl_dagster.destinations.admission import fold_ascii, require_column_names
+from etl_dagster.destinations.alteration import Alteration, not_followable
 from etl_dagster.destinations.duckdb.client import Session
 from etl_dagster.destinations.duckdb.encoding import duckdb_type, encode, quoted
 from etl_dagster.destinations.duckdb.ledger import live_name
-from etl_dagster.errors import TableError
 from etl_dagster.model import Column, Landing, TableSchema
-
-_COPY_AGAIN = "Copy the table again"
-
-
-@dataclass(frozen=True, slots=True)
-class Alteration:
-    """What makes the columns of one schema those of a later one: first all renames at once, then the new columns."""
-
-    renames: Sequence[tuple[str, str]]
-    added: Sequence[Column]
-
-
-def alteration(known: TableSchema, table: TableSchema, existing: Sequence[str]) -> Alteration:
-    """How a live table gets the columns of a later schema.
-
-    Args:
-        existing: Names of all its columns, also those that the source has no longer.
-
-    Raises:
-        TableError: It cannot, since a column has another type.
-    """
-    _require_followable(known, table)
-    before = {column.attnum: column.name for column in known.columns}
-    kept = [(before[column.attnum], column.name) for column in table.columns if column.attnum in before]
-    renames = [(old, new) for old, new in kept if old != new]
-    added = [column for column in table.columns if column.attnum not in before]
-    ours = {*(old for old, _ in kept), *landed_schema(known).names[len(known.columns) :]}
-    foreign = [name for name in existing if name not in ours]
-    return Alteration([*renames, *_giving_way(foreign, existing, table)], added)
 
 
 def by_names(table: TableSchema, existing: Sequence[str]) -> TableSchema:
@@ -70,35 +37,6 @@ def alter(session: Session, table: TableSchema, steps: Alteration) -> None:
         _add(session, table, column)
 
 
-def _require_followable(known: TableSchema, table: TableSchema) -> None:
-    require_column_names(table, fold=fold_ascii)
-    before = {column.attnum: column_type(column) for column in known.columns}
-    for column in table.columns:
-        if before.get(column.attnum, column_type(column)) != column_type(column):
-            raise _unlike(table, f"has another type of column {column.name!r}")
-
-
-def _unlike(table: TableSchema, how: str) -> TableError:
-    return TableError(f"{table.id} at the destination {how}", hint=_COPY_AGAIN, table=str(table.id))
-
-
-def _giving_way(foreign: Sequence[str], existing: Sequence[str], table: TableSchema) -> list[tuple[str, str]]:
-    """New names for columns that the source has no longer, where it calls another column so."""
-    wanted = {fold_ascii(column.name) for column in table.columns}
-    taken = wanted | {fold_ascii(name) for name in existing}
-    found = []
-    for name in foreign:
-        if fold_ascii(name) in wanted:
-            free = next(each for i in count(1) if fold_ascii(each := _former(name, i)) not in taken)
-            taken.add(fold_ascii(free))
-            found.append((name, free))
-    return found
-
-
-def _former(name: str, nth: int) -> str:
-    return f"{name}_dropped" if nth == 1 else f"{name}_dropped_{nth}"
-
-
 def _add(session: Session, table: TableSchema, column: Column) -> None:
     name, type_ = live_name(table.id), duckdb_type(column_type(column))
     value = None if table.landing is Landing.CHANGELOG else missing_value(column)
@@ -108,7 +46,7 @@ def _add(session: Session, table: TableSchema, column: Column) -> None:
     # Every row gets the value without being touched; then the default goes.
     literal, added = _literal(session, value, type_), quoted(column.name)
     if literal is None:
-        raise _unlike(table, f"cannot get the default of column {column.name!r}")
+        raise not_followable(table, f"cannot get the default of column {column.name!r}")
     first = "VARCHAR" if _is_list(type_) else type_
     session.run(f"ALTER TABLE {name} ADD COLUMN {added} {first} DEFAULT {literal}")
     session.run(f"ALTER TABLE {name} ALTER COLUMN {added} DROP DEFAULT")

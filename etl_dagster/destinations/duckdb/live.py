@@ -7,15 +7,17 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from etl_dagster.arrow.changelog import changelog_rows
-from etl_dagster.arrow.changes import adapt, select_changes
+from etl_dagster.arrow.changes import adapt, beyond
 from etl_dagster.arrow.compaction import compact
+from etl_dagster.destinations.admission import fold_ascii
+from etl_dagster.destinations.alteration import alteration
 from etl_dagster.destinations.duckdb.client import Session
-from etl_dagster.destinations.duckdb.columns import alter, alteration, by_names
+from etl_dagster.destinations.duckdb.columns import alter, by_names
 from etl_dagster.destinations.duckdb.encoding import encode, quoted
 from etl_dagster.destinations.duckdb.ledger import Ledger, live_name
 from etl_dagster.destinations.duckdb.merge import Merge
 from etl_dagster.errors import RowIncomplete
-from etl_dagster.model import ZERO_LSN, ChangeSet, Landing, Lsn, TableEvents, TableSchema
+from etl_dagster.model import ChangeSet, Landing, Lsn, TableEvents, TableSchema
 
 
 class LiveTable:
@@ -72,7 +74,7 @@ class LiveTable:
             return known  # the stream repeats what it said before the columns were changed
         if table.landing is not known.landing:
             table = table.model_copy(update={"landing": known.landing})
-        alter(self._session, table, alteration(known, table, existing))
+        alter(self._session, table, alteration(known, table, existing, fold_ascii))
         self._ledger.set_schema(table)
         self._known = table
         if self._merge is not None:
@@ -99,14 +101,3 @@ def append_changelog(session: Session, target: str, changes: Sequence[ChangeSet]
     positions = [f"c{i}" for i in range(rows.num_columns)]
     with session.bound(etl_rows=encode(rows, positions)):
         session.run(f"INSERT INTO {target} ({columns}) SELECT * FROM etl_rows")
-
-
-def beyond(events: TableEvents, watermark: Lsn) -> list[ChangeSet]:
-    """The changes that a watermark does not cover.
-
-    A watermark is where the next commit may start, hence a change right at it is new.
-    """
-    if watermark == ZERO_LSN:
-        return [part for part in events.changes if len(part)]
-    parts = [select_changes(part, part.lsn >= watermark) for part in events.changes]
-    return [part for part in parts if len(part)]
