@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from etl_dagster.destinations.bigquery.config import BigQueryConfig
 from etl_dagster.destinations.bigquery.credentials import authorize, identity, session
-from etl_dagster.destinations.bigquery.errors import failures, is_missing, translate
+from etl_dagster.destinations.bigquery.errors import failures, is_denied, is_missing, translate
 from etl_dagster.destinations.bigquery.jobs import Jobs, Work
 from etl_dagster.destinations.bigquery.layout import Field, Layout
 from etl_dagster.destinations.bigquery.reading import batches, open_reader
@@ -43,6 +43,7 @@ _RESULTS_KEPT = timedelta(hours=23)
 # A part of a file that did not arrive is sent again that often before the upload begins anew.
 _PART_RETRIES = 3
 _TABLES_PER_PAGE = 1000
+_READ_SESSIONS = "bigquery.readsessions.create"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +112,11 @@ class Client:
         if config.staging is not None:
             self._bucket = open_bucket(config, self._credentials, self._http)
         self._reader: Any = None
+        self._readerless = False
 
     def close(self) -> None:
         """Close all connections."""
-        if self._reader is not None:
-            self._reader.transport.close()
-            self._reader = None
+        self._close_reader()
         self._google.close()
         self._http.close()
 
@@ -148,8 +148,7 @@ class Client:
         work = Work(None, partial(self._query, sql, self._query_config({})), self._finished_query)
         job = self._jobs.run(work, doing, table)
         with translated(doing, table):
-            self._reader = self._reader or open_reader(self.config, self._credentials)
-            yield from batches(job, self._reader, self._timeout, self.config.retry_seconds)
+            yield from self._batches(job)
 
     def load(
         self,
@@ -221,7 +220,17 @@ class Client:
     def table_names(self, prefix: str = "") -> set[str]:
         """Names of the tables of both datasets; none when there are no datasets."""
         datasets = {self.config.dataset, self.config.internal_dataset or self.config.dataset}
-        return {name for dataset in datasets for name in self._names(dataset) if name.startswith(prefix)}
+        return {name for dataset in datasets for name in self.names_in(dataset) if name.startswith(prefix)}
+
+    def names_in(self, dataset: str) -> list[str]:
+        """Names of the tables of a dataset; none when there is no dataset."""
+        ref = f"{self.config.project}.{dataset}"
+
+        def request(**options: Any) -> list[str]:
+            tables = self._google.list_tables(ref, page_size=_TABLES_PER_PAGE, **options)
+            return [table.table_id for table in tables]
+
+        return self._found(request, "list the tables") or []
 
     def columns(self, ref: str, *, doing: str = "look at a table", table: str | None = None) -> list[str] | None:
         """Names of a table's columns, in their order; None when there is no table."""
@@ -310,6 +319,27 @@ class Client:
         self._count_query(job)
         return job
 
+    def _batches(self, job: Any) -> Iterator[pa.RecordBatch]:
+        if self._reader is None and not self._readerless:
+            self._reader = open_reader(self.config, self._credentials)
+        try:
+            yield from batches(job, self._reader, self._timeout, self.config.retry_seconds)
+        except failures() as error:
+            if self._reader is None or not is_denied(error, _READ_SESSIONS):
+                raise
+            log.warning("Results are read the slow way, since the account lacks %s", _READ_SESSIONS)
+        else:
+            return
+        # Sessions are made before the first row, so nothing is read twice.
+        self._close_reader()
+        self._readerless = True
+        yield from batches(job, None, self._timeout, self.config.retry_seconds)
+
+    def _close_reader(self) -> None:
+        if self._reader is not None:
+            self._reader.transport.close()
+            self._reader = None
+
     def _count_query(self, job: Any) -> None:
         self._meter.add(
             Usage(
@@ -393,15 +423,6 @@ class Client:
                 f"destination.location is {self.config.location}, but the dataset {ref} is in {dataset.location}",
                 hint=f"Set destination.location to {dataset.location}, or choose another dataset",
             )
-
-    def _names(self, dataset: str) -> list[str]:
-        ref = f"{self.config.project}.{dataset}"
-
-        def request(**options: Any) -> list[str]:
-            tables = self._google.list_tables(ref, page_size=_TABLES_PER_PAGE, **options)
-            return [table.table_id for table in tables]
-
-        return self._found(request, "list the tables") or []
 
 
 def _google_client(config: BigQueryConfig, credentials: Credentials, http: object) -> bigquery.Client:

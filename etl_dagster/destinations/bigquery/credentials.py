@@ -33,19 +33,24 @@ def authorize(config: BigQueryConfig) -> Credentials:
     """
     try:
         return _authorize(config)
+    except failures() as error:
+        if isinstance(config.credentials, FileCredentials):
+            raise _unfit("destination.credentials.path") from None
+        translated = translate(error, "find credentials")
+        raise translated from translated.__cause__
     except OSError as error:
         path = getattr(config.credentials, "path", "")
         raise ConfigError(
             f"destination.credentials.path: {path} cannot be read ({type(error).__name__})", hint="Correct the path"
         ) from error
     except ValueError:  # the parser's message may quote the key
-        raise ConfigError(
-            "destination.credentials: not a key that Google's library understands",
-            hint="Give the file that Google Cloud made, as it is",
-        ) from None
-    except failures() as error:
-        translated = translate(error, "find credentials")
-        raise translated from translated.__cause__
+        raise _unfit("destination.credentials") from None
+
+
+def _unfit(field: str) -> ConfigError:
+    return ConfigError(
+        f"{field}: not a key that Google's library understands", hint="Give the file that Google Cloud made, as it is"
+    )
 
 
 def session(credentials: Credentials) -> AuthorizedSession:

@@ -174,6 +174,7 @@ CLASSES: dict[str, Fault] = {
     "TransportError": _NETWORK,
     "RefreshError": _LOGIN,
     "DefaultCredentialsError": _NO_LOGIN,
+    "MalformedError": _LOGIN,
     "MutualTLSChannelError": _TLS,
     "ClientCertError": _TLS,
     "ResponseError": _NETWORK,
@@ -321,6 +322,11 @@ def is_duplicate_job(error: BaseException) -> bool:
 def is_missing(error: BaseException) -> bool:
     """Whether what was asked for does not exist."""
     return "NotFound" in _names(error)
+
+
+def is_denied(error: BaseException, permission: str) -> bool:
+    """Whether just this permission is missing."""
+    return diagnose(error).kind is ErrorKind.DESTINATION_REFUSED and permission in str(error)
 
 
 def is_missing_job(error: BaseException) -> bool:

@@ -32,8 +32,8 @@ _DONE = "DONE"
 _FIRST_LOOK_SECONDS, _LOOK_FACTOR, _LONGEST_LOOK_SECONDS = 0.1, 1.5, 5.0
 # Asked about right after BigQuery has said that it exists, a job may be unknown for a moment.
 _APPEARS = Backoff(first_seconds=0.2, max_seconds=2.0, max_attempts=12, max_total_seconds=15.0)
-# The time alone is the limit.
-_ATTEMPTS = 10_000
+# So that the time alone is the limit: waits are that long on the average, once they have grown.
+_WAIT_SECONDS, _FEWEST_ATTEMPTS = 5.0, 20
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,8 @@ class Jobs:
         self._find = find
         self._scope = scope
         self._timeout = timeout_seconds
-        self._backoff = Backoff(first_seconds=0.5, max_attempts=_ATTEMPTS, max_total_seconds=retry_seconds)
+        attempts = max(_FEWEST_ATTEMPTS, int(retry_seconds / _WAIT_SECONDS))
+        self._backoff = Backoff(first_seconds=0.5, max_attempts=attempts, max_total_seconds=retry_seconds)
         self._failures: tuple[type[BaseException], ...] = failures()
 
     def call(self, request: Callable[[], T], doing: str, table: str | None = None) -> T:
