@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ _IDLE_ROUNDS = 5
 # A backend notices only after its client that the connection is over; its processor time counts once it has ended.
 _BACKENDS_END_SECONDS = 0.1
 _SLOT = "bench_saved"
+_PARTS = "a copy, b catch-up, c other tools, d decoding, e encoding for BigQuery; default all"
 
 Run = Callable[[], Measured]
 
@@ -121,6 +123,13 @@ class Bench:
         samples.note = f"finding messages {facts['framing']:.2f} s, columns {facts['columns']:.2f} s"
         self.figures.add(decode_changes_per_s=samples.rate)
 
+    def encode(self) -> None:
+        """(e) Encoding for BigQuery alone, in a process that keeps to one core."""
+        command = [sys.executable, "-m", "benchmarks.bigquery_encoding"]
+        printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        print(printed, file=sys.stderr)
+        self.figures.add(**json.loads(printed.splitlines()[-1]))
+
     def seed(self) -> None:
         """A pipeline that has copied everything."""
         self._fresh_sync()
@@ -185,6 +194,8 @@ def run(bench: Bench, only: set[str], *, peers: bool) -> None:
         bench.decode()
     if "b" in only:
         bench.catch_up(one_transaction=True, rounds=1, rivet=False)
+    if "e" in only:
+        bench.encode()
 
 
 def main() -> None:
@@ -212,7 +223,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, help=f"rows of the table ({_FULL.rows:,})")
     parser.add_argument("--changes", type=int, help=f"changes to catch up with ({_FULL.changes:,})")
     parser.add_argument("--rounds", type=int, help=f"how often each contender runs ({_FULL.rounds})")
-    parser.add_argument("--only", default="a,b,c,d", help="a copy, b catch-up, c other tools, d decoding; default all")
+    parser.add_argument("--only", default="a,b,c,d,e", help=_PARTS)
     parser.add_argument("--no-peers", dest="peers", action="store_false", help="without dlt and rivet")
     parser.add_argument("--json", action="store_true", help="print all figures as one JSON object, last")
     return parser.parse_args()

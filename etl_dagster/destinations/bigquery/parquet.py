@@ -64,4 +64,14 @@ class ParquetFile:
 
 
 def _writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
-    return pq.ParquetWriter(path, schema, compression="snappy", use_dictionary=False, store_schema=False)
+    # Measured over ten columns: ZSTD 1 is as fast as Snappy and makes two thirds of its file, which has to be sent;
+    # dictionaries cost a third more time and save nothing; statistics are nothing that a load reads.
+    return pq.ParquetWriter(
+        path,
+        schema,
+        compression="zstd",
+        compression_level=1,
+        use_dictionary=False,
+        write_statistics=False,
+        store_schema=False,
+    )
