@@ -25,14 +25,18 @@ def main() -> None:
     listener.bind((HOST, rest_port))
     os.environ["DATA_DIR"] = str(data)
     os.environ["DEFAULT_PROJECT_ID"] = os.environ["DEFAULT_DATASET_ID"] = "local"
+    # The settings are read when these are imported.
+    import memory
+    import speed
     import storage
-
-    storage.apply()
     import uvicorn
     from local_bigquery.app import app
     from local_bigquery.engine import database
     from local_bigquery.grpc import server as grpc_server
 
+    storage.apply()
+    memory.apply()
+    speed.apply(app)
     database.connection()
     grpc, port = grpc_server.start(HOST, grpc_port)
     config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off")
