@@ -201,3 +201,26 @@ def test_row_level_security_does_not_hide_rows_from_a_comparison(
             compare_table(config, schema_of(source), [])
     finally:
         admin.execute(f"drop owned by {role}; drop role {role}".encode())
+
+
+def test_json_counts_by_its_value_where_its_text_is_not_kept(connect: Connect, source: PostgresSource) -> None:
+    connect().execute(
+        "create table t(id int primary key, j json, a json[]);"
+        """insert into t values (1, '{"b": 1,  "a": [1.0, "x"]}', array['{"b": 1, "a": 2}', null]::json[]),"""
+        """(2, 'null', '{}'), (3, null, null), (4, '"\\u0000 \\u00e9"', null)"""
+    )
+    source.prepare_publication()
+    table = schema_of(source)
+    kept = {1: '{"a":[1.0,"x"],"b":1}', 2: "null", 3: None, 4: '"\\u0000 é"'}
+    arrays = [['{"a":2,"b":1}', None], [], None, None]
+
+    def compared(texts: dict[int, str | None], *, json_text: bool = False) -> tuple[int, int]:
+        columns = [pa.array(list(texts), pa.int32()), pa.array(texts.values()), pa.array(arrays)]
+        rows = pa.RecordBatch.from_arrays(columns, names=["id", "j", "a"])
+        found = compare_table(source.config.connection, table, [rows], json_text=json_text)
+        return found.missing, found.extra
+
+    assert compared(kept) == (0, 0)
+    assert compared(kept, json_text=True) == (2, 2)
+    assert compared(kept | {1: '{"a":[1.0,"y"],"b":1}'}) == (1, 1)
+    assert compared(kept | {2: None}) == (1, 1)
