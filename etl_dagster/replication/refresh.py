@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from etl_dagster.destinations.base import Destination
 from etl_dagster.errors import SourceLocked
 from etl_dagster.model import EventBatch, Landing, Lsn, Route, TableChoices, TableEvents, TableId, TableSchema
+from etl_dagster.model.choices import with_limits
 from etl_dagster.replication.copying import Copier
 from etl_dagster.replication.difference import column_changes, difference, same_columns
 from etl_dagster.replication.lifecycle import RESYNC_ASKED
@@ -78,7 +79,7 @@ class Catalogue:
 
         That takes a re-sync: a slip in the configuration must not cost the rows that only the destination has.
         """
-        schema = self._choices.apply(found)
+        schema = with_limits(self._choices.apply(found), self._limits)
         known, record = self._tables.schemas.get(found.id), self._tables.records.get(found.id)
         if known is None or record is None or known.landing in (Landing.MIRROR, schema.landing):
             return schema
