@@ -1,8 +1,9 @@
 """From the fields of one column to an Arrow array, under the column's value policy.
 
-A decoder that meets values which its Arrow type cannot hold raises `Misfits`. What the policy makes of them is done
-here, in one place: they are taken out, the rest is decoded again, and what comes nearest is put in where the policy
-says so. So the policies cost nothing as long as all values can be held.
+A decoder that meets values which its Arrow type cannot hold raises `Misfits`, and so does what the destination cannot
+hold (`Column.limits`). What the policy makes of them is done here, in one place: they are taken out, the rest is
+decoded again, and what comes nearest is put in where the policy says so. So the policies cost nothing as long as all
+values can be held.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NoReturn, TypeVar
 
 import numpy as np
@@ -20,11 +21,12 @@ import pyarrow.compute as pc
 
 from etl_dagster.arrow.arrays import Renumber, split_elements
 from etl_dagster.arrow.fixed import Misfits, array_of, bitmap, mask_of, validity
+from etl_dagster.arrow.limits import nearest_within, refuse_beyond
 from etl_dagster.arrow.parsing import parse, split_array_texts
 from etl_dagster.arrow.text import utf8_array
 from etl_dagster.arrow.types import column_type, element_type, read_type, reads_text, type_facts
 from etl_dagster.errors import InternalError, ProtocolError, ValueUnrepresentable
-from etl_dagster.model import Column, PgType, ValuePolicy
+from etl_dagster.model import Column, PgType, ValueLimits, ValuePolicy
 from etl_dagster.pgwire import Fields
 
 Values = TypeVar("Values", Fields, pa.Array)
@@ -42,13 +44,14 @@ def read_column(
 
     Raises:
         ProtocolError: Bytes that are no value of the type.
-        ValueUnrepresentable: Values that the Arrow type cannot hold, and the policy says to fail.
+        ValueUnrepresentable: Values that the Arrow type, or the destination, cannot hold, and the policy says to fail.
     """
     if not text and reads_text(column):
         raise InternalError(
             f"Column {column.name!r} of type {column.type.name} has no binary decoder; fetch it as text"
         )
-    rule = _Rule(column.name, column.values) if replaced is None else _Rule(column.name, column.values, replaced)
+    counted: Counter[str] = Counter() if replaced is None else replaced
+    rule = _Rule(column.name, column.values, counted, column.limits)
     read = _read_text if text else _read_binary
     return read(read_type(column), column_type(column), fields, rule)
 
@@ -64,7 +67,14 @@ class _Rule:
 
     column: str
     policy: ValuePolicy
-    replaced: Counter[str] = field(default_factory=Counter)
+    replaced: Counter[str]
+    limits: ValueLimits | None
+
+    def hold(self, values: pa.Array) -> pa.Array:
+        """The values, if the destination can hold them."""
+        if self.limits is not None:
+            refuse_beyond(values, self.limits)
+        return values
 
     @property
     def renumber(self) -> Renumber | None:
@@ -86,12 +96,13 @@ class _Rule:
         if self.policy is ValuePolicy.NULL or misfits.nearest is None:
             return rest
         rows = np.flatnonzero(misfits.bad)
-        return _put(rest, rows, misfits.nearest(rows))
+        nearest = misfits.nearest(rows)
+        return _put(rest, rows, nearest if self.limits is None else nearest_within(nearest, self.limits))
 
     def _fail(self, misfits: Misfits) -> NoReturn:
         count = int(np.count_nonzero(misfits.bad))
         raise ValueUnrepresentable(
-            f"Column {self.column!r} has {count} value(s) that its Arrow type cannot hold: {misfits.what}",
+            f"Column {self.column!r} has {count} value(s) that {misfits.holder} cannot hold: {misfits.what}",
             hint="Correct the values at the source, or say with the column's `values` what becomes of them "
             "(null, clamp, text), or leave the column or the table out",
             row=int(np.argmax(misfits.bad)),
@@ -131,7 +142,7 @@ def _read_binary(type_: PgType, target: pa.DataType, fields: Fields, rule: _Rule
         return rule.settle(fields, lambda fields: _read_list(element, target, fields, rule))
     facts = type_facts(type_)
     assert facts is not None
-    return rule.settle(fields, lambda fields: facts.decode(fields, target, rule.column))
+    return rule.settle(fields, lambda fields: rule.hold(facts.decode(fields, target, rule.column)))
 
 
 def _read_list(element: PgType, target: pa.DataType, fields: Fields, rule: _Rule) -> pa.Array:
@@ -154,7 +165,7 @@ def _read_text(type_: PgType, target: pa.DataType, fields: Fields, rule: _Rule) 
 def _parse(type_: PgType, target: pa.DataType, texts: pa.Array, rule: _Rule) -> pa.Array:
     element = element_type(type_) if pa.types.is_list(target) else None
     if element is None:
-        return rule.settle(texts, lambda texts: parse(texts, target))
+        return rule.settle(texts, lambda texts: rule.hold(parse(texts, target)))
     return rule.settle(texts, lambda texts: _parse_list(element, target, texts, rule))
 
 

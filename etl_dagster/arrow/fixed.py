@@ -19,16 +19,20 @@ Nearest = Callable[[npt.NDArray[np.intp]], pa.Array]
 
 
 class Misfits(Exception):
-    """Values that the Arrow type cannot hold. What becomes of them is not for a decoder to say: see `decode`.
+    """Values that cannot be held. What becomes of them is not for a decoder to say: see `decode`.
 
     Args:
         bad: Where they are.
         what: What they are.
         nearest: What comes nearest to them; None when nothing does.
+        holder: What cannot hold them.
     """
 
-    def __init__(self, bad: npt.NDArray[np.bool_], what: str, nearest: Nearest | None) -> None:
+    def __init__(
+        self, bad: npt.NDArray[np.bool_], what: str, nearest: Nearest | None, holder: str = "its Arrow type"
+    ) -> None:
         super().__init__(what)
+        self.holder = holder
         self.bad = bad
         self.what = what
         self.nearest = nearest

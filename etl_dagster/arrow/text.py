@@ -69,7 +69,7 @@ def decode_text(fields: Fields, type_: pa.DataType, column: str) -> pa.Array:
 
 
 def decode_json(fields: Fields, type_: pa.DataType, column: str) -> pa.Array:
-    return pa.ExtensionArray.from_storage(type_, utf8_array(fields))
+    return _json(utf8_array(fields), type_)
 
 
 def decode_jsonb(fields: Fields, type_: pa.DataType, column: str) -> pa.Array:
@@ -78,7 +78,11 @@ def decode_jsonb(fields: Fields, type_: pa.DataType, column: str) -> pa.Array:
         raise wrong_length(fields, int(np.argmax(empty)), 1, column)
     refuse(present & (fields.data[fields.starts] != _JSONB_VERSION), "jsonb of an unknown version")
     text = Fields(fields.data, fields.starts + present, fields.lengths - present.astype(np.int32))
-    return pa.ExtensionArray.from_storage(type_, utf8_array(text))
+    return _json(utf8_array(text), type_)
+
+
+def _json(texts: pa.Array, type_: pa.DataType) -> pa.Array:
+    return pa.ExtensionArray.from_storage(type_, texts) if isinstance(type_, pa.JsonType) else texts
 
 
 def _single_chars() -> pa.Array:

@@ -69,7 +69,7 @@ _BUILT_IN = (
     TypeFacts(23, "int4", pa.int32(), decode_integer(np.int32)),
     TypeFacts(25, "text", pa.utf8(), decode_text),
     TypeFacts(26, "oid", pa.uint32(), decode_integer(np.uint32)),
-    TypeFacts(114, "json", pa.json_(), decode_json),
+    TypeFacts(114, "json", pa.json_(), decode_json, prints=True),
     TypeFacts(700, "float4", pa.float32(), decode_integer(np.int32)),
     TypeFacts(701, "float8", pa.float64(), decode_integer(np.int64)),
     TypeFacts(1042, "bpchar", pa.utf8(), decode_text),
@@ -81,7 +81,7 @@ _BUILT_IN = (
     TypeFacts(1186, "interval", pa.month_day_nano_interval(), decode_interval, gaps=True),
     TypeFacts(1700, "numeric", numeric_type, decode_numeric, gaps=True, prints=True),
     TypeFacts(2950, "uuid", pa.uuid(), decode_uuid),
-    TypeFacts(3802, "jsonb", pa.json_(), decode_jsonb),
+    TypeFacts(3802, "jsonb", pa.json_(), decode_jsonb, prints=True),
 )
 TYPES: dict[int, TypeFacts] = {facts.oid: facts for facts in _BUILT_IN}
 
@@ -179,7 +179,9 @@ def _lands_as_text(column: Column) -> bool:
     if column.values is not ValuePolicy.TEXT or not has_binary_decoder(column.type):
         return False
     facts = type_facts(column.type)
-    return facts is None or facts.gaps  # every array may have several dimensions
+    if facts is None:
+        return True  # every array may have several dimensions
+    return facts.gaps or (facts.arrow == pa.json_() and column.limits is not None and column.limits.exact_json)
 
 
 def arrow_schema(table: TableSchema) -> pa.Schema:

@@ -15,7 +15,7 @@ from etl_dagster.model.changes import (
     Route,
     TableEvents,
 )
-from etl_dagster.model.choices import TableChoices
+from etl_dagster.model.choices import TableChoices, with_limits
 from etl_dagster.model.chunks import ChunkPlan
 from etl_dagster.model.findings import CheckResult
 from etl_dagster.model.lsn import ZERO_LSN, Lsn
@@ -70,4 +70,5 @@ __all__ = [
     "TypeKind",
     "ValueLimits",
     "ValuePolicy",
+    "with_limits",
 ]

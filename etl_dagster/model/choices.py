@@ -12,12 +12,23 @@ from pydantic import AfterValidator, Field, model_serializer, model_validator
 
 from etl_dagster.model.patterns import TablePattern
 from etl_dagster.model.slices import KeyRanges, NoPartitions, PartitionRule, TimeWindows
-from etl_dagster.model.table import Column, FrozenModel, Landing, TableId, TableSchema, TypeKind, ValuePolicy
+from etl_dagster.model.table import (
+    Column,
+    FrozenModel,
+    Landing,
+    TableId,
+    TableSchema,
+    TypeKind,
+    ValueLimits,
+    ValuePolicy,
+)
 
 # Digits of Arrow's widest decimal.
 MAX_PRECISION = 76
 
 _NUMERIC_OID = 1700
+_MOMENT_OIDS = frozenset({1082, 1083, 1114, 1184})  # date, time, timestamp, timestamptz
+_JSON_OIDS = frozenset({114, 3802})  # json, jsonb
 _DECIMAL = re.compile(r"decimal\(\s*(\d{1,3})\s*,\s*(\d{1,3})\s*\)")
 _RULE_TEXT = "must be text, or decimal(p,s) with 1 <= p <= 76 and 0 <= s <= p; between braces it has to stand in quotes"
 Choice = TypeVar("Choice")
@@ -189,6 +200,21 @@ class TableChoices(FrozenModel):
     @cached_property
     def _patterns(self) -> list[tuple[str, TablePattern]]:
         return [(text, pattern) for text, pattern in self._parsed.items() if pattern.exact is None]
+
+
+def with_limits(schema: TableSchema, limits: ValueLimits | None) -> TableSchema:
+    """The schema with what its destination can hold, at the columns for which that matters."""
+    columns = tuple(_limited(column, limits) for column in schema.columns)
+    return schema if columns == schema.columns else schema.model_copy(update={"columns": columns})
+
+
+def _limited(column: Column, limits: ValueLimits | None) -> Column:
+    kind = column.type
+    scalar = kind.element if kind.kind is TypeKind.ARRAY and kind.element is not None else kind
+    # Within an array, documents are text like any other.
+    matters = scalar.oid in _MOMENT_OIDS or (kind.oid in _JSON_OIDS and limits is not None and limits.exact_json)
+    wanted = limits if matters else None
+    return column if column.limits == wanted else column.model_copy(update={"limits": wanted})
 
 
 def _chosen(column: Column, tables: list[TableChoice], places: list[TableDefaults]) -> Column:

@@ -11,6 +11,7 @@ import pytest
 
 from etl_dagster.testing.server import PostgresServer
 from tests.conftest import ExternalServer, fresh_database
+from tests.decoding.support import Connection, connect
 from tests.types.walk import EXTENSIONS, OWN_TYPES, Filled, Walk, execute, make_tables
 
 
@@ -43,3 +44,12 @@ def everything(pg_server: PostgresServer | ExternalServer) -> Iterator[Everythin
         execute(connection, OWN_TYPES)
         walk = Walk(connection)
         yield Everything(dsn, walk, make_tables(walk, "sent", sent=True), make_tables(walk, "unsent", sent=False))
+
+
+@pytest.fixture
+def connection(pg_server: PostgresServer | ExternalServer) -> Iterator[Connection]:
+    """One transaction that is rolled back."""
+    with connect(pg_server.dsn) as opened:
+        opened.execute("begin; set local timezone = 'UTC'; set local extra_float_digits = 3")
+        yield opened
+        opened.execute("rollback")

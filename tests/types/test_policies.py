@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -19,22 +18,11 @@ from etl_dagster.errors import InternalError, ValueUnrepresentable
 from etl_dagster.model import Column, PgType, TypeKind, ValuePolicy
 from etl_dagster.pgwire import Fields, padded
 from etl_dagster.postgres.text import to_text
-from etl_dagster.testing.server import PostgresServer
-from tests.decoding.support import Connection, connect, execute, fields_of, fill
+from tests.decoding.support import Connection, execute, fields_of, fill
+from tests.types.oracle import PRINTED, ROWS, differing, mixed, read
 
-ROWS = 1_000
-PRINTED = "case when {0} is distinct from null then concat({0}) end"
 LAST_TIMESTAMP = "'294247-01-10 04:00:54.775806Z'::{}"
 BINARY_AND_TEXT = pytest.mark.parametrize("text", [False, True], ids=["binary", "text"])
-
-
-@pytest.fixture
-def connection(pg_server: PostgresServer) -> Iterator[Connection]:
-    """One transaction that is rolled back."""
-    with connect(pg_server.dsn) as opened:
-        execute(opened, "begin; set local timezone = 'UTC'; set local extra_float_digits = 3")
-        yield opened
-        execute(opened, "rollback")
 
 
 class Case(NamedTuple):
@@ -52,13 +40,6 @@ class Case(NamedTuple):
     bad: str
     nearest: str = "null"
     decimal: tuple[int, int] | None = None
-
-
-def mixed(good: list[str], bad: list[str], seed: int) -> list[str | None]:
-    """Good ones, some bad ones and some nulls among them."""
-    draw = random.Random(seed)
-    picked: list[str | None] = [draw.choice(bad if draw.random() < 0.1 else good) for _ in range(ROWS)]
-    return [None if draw.random() < 0.05 else literal for literal in picked]
 
 
 def numbers(seed: int) -> list[str]:
@@ -317,25 +298,3 @@ def test_a_policy_needs_no_counter() -> None:
         for kind in (TypeKind.BASE, TypeKind.ENUM):
             column = Column(attnum=1, name="v", type=PgType(oid=1700, name="numeric", kind=kind), values=policy)
             assert read_column(column, nothing).type == column_type(column)
-
-
-def read(connection: Connection, column: Column, text: bool) -> tuple[pa.Array, Counter[str]]:
-    """The table ``v`` under the column's policy, and how many values were replaced."""
-    replaced: Counter[str] = Counter()
-    fields = fields_of(connection, f"select {PRINTED.format('v') if text else 'v'} from v order by i")
-    array = read_column(column, fields, text=text, replaced=replaced)
-    assert array.type == column_type(column)
-    array.validate(full=not pa.types.is_time(array.type))
-    return array, replaced
-
-
-def differing(connection: Connection, array: pa.Array, declared: str, expected: str) -> list[tuple[str, str]]:
-    """Rows of ``v`` whose expected value is not ours, both as the server prints them."""
-    execute(connection, "drop table if exists ours; create temp table ours (i int, t text)")
-    with connection.cursor().copy("copy ours from stdin") as copy:
-        for row in enumerate(to_text(array).to_pylist()):
-            copy.write_row(row)
-    ours, theirs = (PRINTED.format(f"({value})::{declared}") for value in ("t", expected))
-    both = execute(connection, f"select {ours}, {theirs} from v join ours using (i) order by i")
-    assert len(both) == len(array)
-    return [(one, other) for one, other in both if one != other]
