@@ -5,12 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOCK := requirements.lock
+EMULATOR := tests/bigquery/emulator
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-postgres check format bench bench-peers lock clean
+.PHONY: help venv demo bigquery-emulator test test-postgres check format bench bench-peers lock clean
 
 help:  ## Show the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv:  ## Make the virtual environment with the locked versions; does nothing when it is up to date
 	@wanted="$$(cat pyproject.toml $(LOCK) | cksum) $(CURDIR)"; \
@@ -21,7 +22,10 @@ venv:  ## Make the virtual environment with the locked versions; does nothing wh
 demo: venv  ## A PostgreSQL with live traffic, replicated into DuckDB by Dagster (UI=1 leaves Dagster's pages open)
 	@$(BIN)/etl-dagster demo $(if $(filter-out 0,$(UI)),--ui) $(ARGS)
 
-test: venv  ## Run the tests (ARGS="-k copy" for some of them)
+bigquery-emulator: venv  ## Install the BigQuery emulator that tests run against; does nothing when it is up to date
+	@$(BIN)/python -m tests.bigquery.emulator.install
+
+test: bigquery-emulator  ## Run the tests (ARGS="-k copy" for some of them)
 	@$(BIN)/python -m pytest $(ARGS)
 
 BINDIR ?= $(lastword $(sort $(wildcard /usr/lib/postgresql/*/bin)))
@@ -53,7 +57,10 @@ lock: venv  ## Resolve the newest allowed versions into the lock file
 		--extra dev --extra bench --no-emit-package etl-dagster --no-annotate --no-header \
 		--no-emit-index-url --no-emit-find-links \
 		--output-file $(LOCK) pyproject.toml
+	@$(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3.11 --generate-hashes \
+		--no-annotate --no-header --no-emit-index-url --no-emit-find-links \
+		--output-file $(EMULATOR)/requirements.lock $(EMULATOR)/requirements.in
 
 clean:  ## Remove the virtual environment, caches and the demo's data
-	rm -rf $(VENV) .venv-peers .demo build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-peers .venv-bigquery-emulator* .demo build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -78,6 +78,40 @@ MERGE_IN_TRANSACTION = (
     ),
 )
 
+# A MERGE looks for rows of the target without a source, and of the source without a target, only where it has a clause
+# for them.
+MERGE_CLAUSES = (
+    Edit(
+        "jobs/merge.py",
+        """        execute(
+            f"CREATE OR REPLACE TEMP TABLE {INSERTS}""",
+        """        by_target and execute(
+            f"CREATE OR REPLACE TEMP TABLE {INSERTS}""",
+    ),
+    Edit(
+        "jobs/merge.py",
+        """        execute(
+            f"CREATE OR REPLACE TEMP TABLE {ORPHANS}""",
+        """        by_source and execute(
+            f"CREATE OR REPLACE TEMP TABLE {ORPHANS}""",
+    ),
+)
+
+# A connection that is not a session's has no temporary tables yet.
+TEMPORARY_TABLES = (
+    Edit(
+        "jobs/query.py",
+        """    temporary = cur.sql("SELECT table_name FROM duckdb_tables() WHERE temporary")
+""",
+        """    temporary = cur.sql(
+        "SELECT table_name FROM duckdb_tables() WHERE temporary"
+        if session
+        else "SELECT '' LIMIT 0"
+    )
+""",
+    ),
+)
+
 # BYTES are text in base64 in JSON and CSV, and bytes in Parquet and Avro.
 TYPED_BYTES = (
     Edit(
@@ -97,7 +131,15 @@ LARGE_APPENDS = (
     ),
 )
 
-EDITS = (*TYPE_PARAMETERS, *NESTED_QUOTES, *MERGE_IN_TRANSACTION, *TYPED_BYTES, *LARGE_APPENDS)
+EDITS = (
+    *TYPE_PARAMETERS,
+    *NESTED_QUOTES,
+    *MERGE_IN_TRANSACTION,
+    *MERGE_CLAUSES,
+    *TEMPORARY_TABLES,
+    *TYPED_BYTES,
+    *LARGE_APPENDS,
+)
 
 
 def main() -> None:

@@ -26,9 +26,11 @@ def main() -> None:
     os.environ["DATA_DIR"] = str(data)
     os.environ["DEFAULT_PROJECT_ID"] = os.environ["DEFAULT_DATASET_ID"] = "local"
     # The settings are read when these are imported.
+    import fixes
     import memory
     import speed
     import storage
+    import strict
     import uvicorn
     from local_bigquery.app import app
     from local_bigquery.engine import database
@@ -37,6 +39,8 @@ def main() -> None:
     storage.apply()
     memory.apply()
     speed.apply(app)
+    fixes.apply()
+    strict.apply(app)
     database.connection()
     grpc, port = grpc_server.start(HOST, grpc_port)
     config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off")

@@ -1,0 +1,74 @@
+"""What the emulator does otherwise than BigQuery, put right."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from local_bigquery.catalog import metadata, tables
+from local_bigquery.engine import database
+from local_bigquery.jobs import copy, runner
+from local_bigquery.models import Table
+from local_bigquery.sql import rules
+from local_bigquery.sql.dialect import macro
+from sqlglot import exp
+
+# BigQuery's canonical form, "Y-M D H:M:S.ffffff": the sign stands in front of each of its three parts.
+INTERVAL_MACROS = r"""
+CREATE MACRO bq.main._interval_part(text, part) AS CAST(nullif(regexp_extract(
+    text, '^([+-]?)(\d+)-(\d+) ([+-]?\d+) ([+-]?)(\d+):(\d+):(\d+(?:\.\d+)?)$', part), '') AS DOUBLE);
+CREATE MACRO bq.main._interval_sign(text, part) AS CASE WHEN regexp_extract(
+    text, '^([+-]?)(\d+)-(\d+) ([+-]?\d+) ([+-]?)(\d+):(\d+):(\d+(?:\.\d+)?)$', part) = '-' THEN -1 ELSE 1 END;
+CREATE MACRO bq.main._to_interval(text) AS CASE
+    WHEN text IS NULL THEN NULL
+    WHEN bq.main._interval_part(text, 2) IS NULL THEN CAST(text AS INTERVAL)
+    ELSE to_months(CAST(bq.main._interval_sign(text, 1) * (
+            bq.main._interval_part(text, 2) * 12 + bq.main._interval_part(text, 3)) AS INTEGER))
+        + to_days(CAST(bq.main._interval_part(text, 4) AS INTEGER))
+        + to_microseconds(CAST(round(bq.main._interval_sign(text, 5) * (
+            (bq.main._interval_part(text, 6) * 60 + bq.main._interval_part(text, 7)) * 60
+            + bq.main._interval_part(text, 8)) * 1000000) AS BIGINT))
+    END;
+"""
+
+_original_copy = copy.run
+
+
+def apply() -> None:
+    """Put them in; before the first connection."""
+    runner.HANDLERS["copy"] = _copy
+    rules.NODE_RULES.append(_interval_of_text)
+    connect = database._connect
+
+    def with_macros() -> Any:
+        connection = connect()
+        if connection not in _prepared:
+            connection.execute(INTERVAL_MACROS)
+            _prepared.append(connection)
+        return connection
+
+    database._connect = with_macros
+
+
+_prepared: list[Any] = []
+
+
+def _interval_of_text(node: exp.Expression, context: Any) -> exp.Expression:
+    text = isinstance(node, exp.Cast) and not isinstance(node.this, exp.Interval)
+    if not text or not node.to.is_type(exp.DataType.Type.INTERVAL):
+        return node
+    return macro("_to_interval", exp.cast(node.this, "TEXT"))
+
+
+def _copy(cur: Any, config: Any, upload: str | None) -> Any:
+    """A copy has the layout and the columns' parameters of what it was made of."""
+    source = tables.reference((config.sourceTables or [config.sourceTable])[0])
+    destination = tables.reference(config.destinationTable)
+    replaces = config.writeDisposition == "WRITE_TRUNCATE" or not tables.exists(*destination)
+    result = _original_copy(cur, config, upload)
+    stored = metadata.load(Table, *source)
+    if stored and replaces and config.operationType not in copy.CLONES:
+        kept = {"schema", *tables.LAYOUT}
+        layout = {name: stored.dump().get(name) for name in kept}
+        target = metadata.load(Table, *destination) or tables.defaults(*destination)
+        tables.record(*destination, Table.model_validate(target.dump() | layout))
+    return result
