@@ -5,10 +5,14 @@ from __future__ import annotations
 from decimal import Decimal
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from etl_dagster.arrow.limits import nearest_within
+from etl_dagster.arrow.lists import map_list
 from etl_dagster.arrow.types import arrow_schema
-from etl_dagster.model import PgType, TableSchema, TypeKind
+from etl_dagster.model import PgType, TableSchema, TypeKind, ValueLimits
 from etl_dagster.testing.change_script import INT8, TEXT, make_table
 
 _DAY_US = 86_400_000_000
@@ -100,11 +104,38 @@ def typed_table() -> TableSchema:
     return make_table("every type", columns={name: type_ for name, type_, _ in _COLUMNS})
 
 
-def typed_rows() -> pa.RecordBatch:
-    """Its rows."""
+def typed_rows(limits: ValueLimits | None = None) -> pa.RecordBatch:
+    """Its rows, with other values in place of those that a destination cannot hold."""
     schema = arrow_schema(typed_table())
     pairs = zip(_COLUMNS, schema, strict=True)
-    return pa.RecordBatch.from_arrays([values.cast(field.type) for (_, _, values), field in pairs], schema=schema)
+    columns = [within(values.cast(field.type), limits) for (_, _, values), field in pairs]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def key_values(name: str, limits: ValueLimits | None = None) -> pa.Array:
+    """Three values of `KEY_VALUES` that a destination can hold."""
+    return within(KEY_VALUES[name][1], limits)
+
+
+def within(values: pa.Array, limits: ValueLimits | None) -> pa.Array:
+    """The values, with those beyond the limits at the limits, one step apart so that they stay different."""
+    if limits is None:
+        return values
+    if pa.types.is_list(values.type):
+        return map_list(values, lambda elements: within(elements, limits), values.type)
+    held = nearest_within(values, limits)
+    if held.equals(values):
+        return values
+    before, after = _numbers(values), _numbers(held).copy()
+    raised, lowered = after > before, after < before
+    after += ((np.cumsum(raised) - 1) * raised - (np.cumsum(lowered) - 1) * lowered).astype(after.dtype)
+    return pc.if_else(values.is_valid(), pa.array(after).view(values.type), pa.scalar(None, values.type))
+
+
+def _numbers(moments: pa.Array) -> npt.NDArray[np.int64]:
+    whole = pa.int32() if pa.types.is_date32(moments.type) else pa.int64()
+    numbers: npt.NDArray[np.int64] = moments.view(whole).fill_null(0).to_numpy(zero_copy_only=False)
+    return numbers
 
 
 def same_rows(found: pa.Table, expected: pa.Table, order: str) -> bool:

@@ -258,7 +258,7 @@ class ChangelogContract(Suite):
         if not key:
             columns = tuple(column.model_copy(update={"key_ordinal": None}) for column in table.columns)
             table = table.model_copy(update={"columns": columns})
-        rows, target = typed_rows(), CopyTarget(table, "c7")
+        rows, target = typed_rows(place.destination.capabilities.limits), CopyTarget(table, "c7")
         empty = [(i, *[None] * (len(table.columns) - 1)) for i in range(rows.num_rows)]
         place.destination.truncate_table(target)
         _staged(place.destination, target, [], "10:10:")

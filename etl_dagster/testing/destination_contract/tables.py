@@ -26,7 +26,7 @@ from etl_dagster.testing.change_script import (
     to_log,
 )
 from etl_dagster.testing.destination_contract.place import TAKEN_AT, Place, Suite, content, copied
-from etl_dagster.testing.typed_rows import KEY_VALUES, same_rows, typed_rows, typed_table
+from etl_dagster.testing.typed_rows import KEY_VALUES, key_values, same_rows, typed_rows, typed_table
 
 
 class TableContract(Suite):
@@ -84,7 +84,7 @@ class TableContract(Suite):
 
     @pytest.mark.parametrize("type_name", sorted(KEY_VALUES))
     def test_keys_of_any_type(self, destination: Destination, type_name: str) -> None:
-        type_, values = KEY_VALUES[type_name]
+        type_, values = KEY_VALUES[type_name][0], key_values(type_name, destination.capabilities.limits)
         table = make_table(columns={"id": type_, "body": TEXT})
         first, second, third = (values.slice(i, 1) for i in range(3))
         target = CopyTarget(table, "c1")
@@ -104,7 +104,7 @@ class TableContract(Suite):
         assert same_rows(found, pa.Table.from_batches([expected]), "body")
 
     def test_every_type_comes_back_as_it_went(self, place: Place) -> None:
-        table, rows = typed_table(), typed_rows()
+        table, rows = typed_table(), typed_rows(place.destination.capabilities.limits)
         target = CopyTarget(table, "c1")
         place.destination.truncate_table(target)
         batch = ChunkRows("1", Lsn(1), TAKEN_AT, [rows.slice(0, 2), rows.slice(2)])
@@ -116,7 +116,7 @@ class TableContract(Suite):
         assert same_rows(found.select(rows.column_names), pa.Table.from_batches([rows]), "id")
 
     def test_every_type_passes_through_the_change_log(self, destination: Destination) -> None:
-        table, rows = typed_table(), typed_rows()
+        table, rows = typed_table(), typed_rows(destination.capabilities.limits)
         empty = [(i, *[None] * (len(table.columns) - 1)) for i in range(rows.num_rows)]
         changes = replace(change_set(table, [Insert(20, row) for row in empty]), rows=rows)
         target = CopyTarget(table, "c1")
