@@ -85,10 +85,13 @@ def _line(file: Path, problem: Problem) -> str:
     return f"{where}: {field} {problem.text}{example}" if field else f"{where}: {problem.text}{example}"
 
 
-def _anchored(model: Model, folder: Path) -> Model:
+def _anchored(model: Model, folder: Path, *, in_destination: bool = False) -> Model:
     """The model with every relative path in it taken from ``folder``."""
-    changed = {name: _anchored_value(getattr(model, name), folder) for name in type(model).model_fields}
-    if isinstance(model, DestinationConfig) and isinstance(path := getattr(model, "path", None), str):
+    here = in_destination or isinstance(model, DestinationConfig)
+    changed = {
+        name: _anchored_value(getattr(model, name), folder, in_destination=here) for name in type(model).model_fields
+    }
+    if here and isinstance(path := getattr(model, "path", None), str):
         changed["path"] = _anchored_text(path, folder)
     return model.model_copy(update={name: value for name, value in changed.items() if value != getattr(model, name)})
 
@@ -98,13 +101,13 @@ def _anchored_text(path: str, folder: Path) -> str:
     return path if not path or ":" in path else str(folder / Path(path).expanduser())
 
 
-def _anchored_value(value: Any, folder: Path) -> Any:
+def _anchored_value(value: Any, folder: Path, *, in_destination: bool) -> Any:
     match value:
         case Path():
             return folder / value.expanduser()
         case BaseModel():
-            return _anchored(value, folder)
+            return _anchored(value, folder, in_destination=in_destination)
         case tuple():
-            return tuple(_anchored_value(item, folder) for item in value)
+            return tuple(_anchored_value(item, folder, in_destination=in_destination) for item in value)
         case _:
             return value
