@@ -51,6 +51,8 @@ class Pipeline:
     def __init__(self, config: PipelineConfig) -> None:
         self.config = config
         self._watching = threading.Lock()
+        self._opening = threading.Lock()
+        self._opened: Destination | None = None
         # From where to where the slot was found to hold nothing of ours.
         self._empty = (Lsn(0), Lsn(0))
 
@@ -371,9 +373,13 @@ class Pipeline:
     def _store(self) -> Store:
         return open_store(self.config.store, self.name)
 
-    @cached_property
+    @property
     def _destination(self) -> Destination:
-        return open_destination(self.config.destination)
+        # One object, whoever asks first: the replicator's thread, or one that asks what is pending beside it.
+        with self._opening:
+            if self._opened is None:
+                self._opened = open_destination(self.config.destination)
+            return self._opened
 
     def _foreseen_tables(self) -> Mapping[TableId, TableSchema]:
         """The tables as the source has them now, with what is chosen for them; none when it cannot be asked."""
