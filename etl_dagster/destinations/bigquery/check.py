@@ -14,7 +14,7 @@ from etl_dagster.destinations.bigquery.naming import INTERNAL, Names, bare, quot
 from etl_dagster.errors import EtlError
 from etl_dagster.model import CheckResult, TableId
 
-# On demand, in the US; some regions cost up to twice as much. Google's list of November 2026.
+# Google's list price in the US since July 2023, without a reservation; some regions cost up to twice as much.
 DOLLARS_PER_TIB = 6.25
 # A query is billed for so much of every table at the least.
 LEAST_BILLED_BYTES = 10 * 1024 * 1024

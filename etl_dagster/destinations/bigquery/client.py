@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -42,6 +43,8 @@ _PAGE_ROWS = 10_000
 _RESULTS_KEPT = timedelta(hours=23)
 # A part of a file that did not arrive is sent again that often before the upload begins anew.
 _PART_RETRIES = 3
+# Google's client sends smaller files together with the job.
+_ONE_REQUEST_BYTES = 5 * 1024 * 1024
 _TABLES_PER_PAGE = 1000
 _READ_SESSIONS = "bigquery.readsessions.create"
 
@@ -111,6 +114,7 @@ class Client:
         self._bucket: Bucket | None = None
         if config.staging is not None:
             self._bucket = open_bucket(config, self._credentials, self._http)
+        self._lock = threading.Lock()
         self._reader: Any = None
         self._readerless = False
 
@@ -217,6 +221,14 @@ class Client:
         """Drop a table, if it exists."""
         self._call(partial(self._google.delete_table, ref, not_found_ok=True), doing, table)
 
+    def cluster(self, ref: str, columns: Sequence[str], *, doing: str, table: str | None = None) -> None:
+        """Have a table clustered by other columns, or by none."""
+        from google.cloud import bigquery
+
+        wanted = bigquery.Table(ref)
+        wanted.clustering_fields = list(columns) or None
+        self._call(partial(self._google.update_table, wanted, ["clustering_fields"]), doing, table)
+
     def table_names(self, prefix: str = "") -> set[str]:
         """Names of the tables of both datasets; none when there are no datasets."""
         datasets = {self.config.dataset, self.config.internal_dataset or self.config.dataset}
@@ -320,20 +332,24 @@ class Client:
         return job
 
     def _batches(self, job: Any) -> Iterator[pa.RecordBatch]:
-        if self._reader is None and not self._readerless:
-            self._reader = open_reader(self.config, self._credentials)
+        reader = self._open_reader()
         try:
-            yield from batches(job, self._reader, self._timeout, self.config.retry_seconds)
+            yield from batches(job, reader, self._timeout, self.config.retry_seconds)
         except failures() as error:
-            if self._reader is None or not is_denied(error, _READ_SESSIONS):
+            if reader is None or not is_denied(error, _READ_SESSIONS):
                 raise
             log.warning("Results are read the slow way, since the account lacks %s", _READ_SESSIONS)
         else:
             return
         # Sessions are made before the first row, so nothing is read twice.
-        self._close_reader()
         self._readerless = True
         yield from batches(job, None, self._timeout, self.config.retry_seconds)
+
+    def _open_reader(self) -> Any:
+        with self._lock:
+            if self._reader is None and not self._readerless:
+                self._reader = open_reader(self.config, self._credentials)
+            return None if self._readerless else self._reader
 
     def _close_reader(self) -> None:
         if self._reader is not None:
@@ -366,12 +382,13 @@ class Client:
         return config
 
     def _direct_load(self, table_ref: str, file: IO[bytes], config: bigquery.LoadJobConfig, job_id: str) -> Any:
+        size = file.seek(0, os.SEEK_END)
         return self._google.load_table_from_file(
             file,
             table_ref,
             rewind=True,
-            size=file.seek(0, os.SEEK_END),
-            num_retries=_PART_RETRIES,
+            size=size,
+            num_retries=_PART_RETRIES if size >= _ONE_REQUEST_BYTES else 0,
             job_id=job_id,
             job_config=config,
             timeout=self._timeout,
@@ -385,21 +402,17 @@ class Client:
         )
 
     def _finished_load(self, job: Any) -> int:
-        self._watch(job)
-        self._meter.add(Usage(loads=1))
+        self._jobs.watch(job, "wait for a load job")
         if self._bucket is not None:
             self._forget(self._bucket, job.job_id)
+        _require_success(job)
+        self._meter.add(Usage(loads=1))
         return job.output_rows or 0
 
     def _finished_copy(self, job: Any) -> None:
-        self._watch(job)
+        self._jobs.watch(job, "wait for a copy job")
+        _require_success(job)
         self._meter.add(Usage(copies=1))
-
-    def _watch(self, job: Any) -> None:
-        """Wait, and fail as the job does."""
-        self._jobs.watch(job, "wait for a job")
-        if job.error_result is not None:
-            raise job.exception()
 
     def _forget(self, bucket: Bucket, name: str) -> None:
         """Remove a staged file; one that stays costs little, and a rule of the bucket may remove it."""
@@ -423,6 +436,11 @@ class Client:
                 f"destination.location is {self.config.location}, but the dataset {ref} is in {dataset.location}",
                 hint=f"Set destination.location to {dataset.location}, or choose another dataset",
             )
+
+
+def _require_success(job: Any) -> None:
+    if job.error_result is not None:
+        raise job.exception()
 
 
 def _google_client(config: BigQueryConfig, credentials: Credentials, http: object) -> bigquery.Client:

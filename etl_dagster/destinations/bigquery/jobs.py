@@ -171,7 +171,12 @@ class Jobs:
             except self._failures as error:
                 if is_duplicate_job(error):
                     return self._appearing(job_id, doing, table), patience.failures > 0
-                patience.failed(error, job_id)
+                refusal = translate(error, doing, table, job_id)
+                # An earlier request, whose answer was lost, may have got further than this one.
+                hopeless = bool(patience.failures) and not is_worth_repeating(refusal)
+                if hopeless and (job := self._existing(job_id, doing, table)) is not None:
+                    return job, True
+                patience.refused(refusal)
 
     def _judge(self, job: Any, ours: bool, doing: str, table: str | None) -> None:
         """Raise when the job is known to have failed; what a request for its result said may be of the request."""
