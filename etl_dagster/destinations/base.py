@@ -189,7 +189,8 @@ class Destination(ABC):
         the source has dropped before, that one gives way. An event whose changes are all covered by the watermark has
         no effect on the columns either; one that comes without changes has, unless the whole batch is covered. A
         schema older than the live table's (`TableSchema.natts`) is not followed; its changes are taken as if they had
-        been made under the newer one.
+        been made under the newer one. A column's declared type may be another one of the same Arrow type, from which
+        nothing follows.
         The log of a running copy never follows: changes of a schema other than the copy's are left out of it, because
         the engine begins such a copy anew.
 

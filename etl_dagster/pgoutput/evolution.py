@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from enum import Enum
 from heapq import nsmallest
 
-from etl_dagster.model import Column, TableSchema
+from etl_dagster.arrow import column_type, reads_text
+from etl_dagster.model import Column, TableSchema, TypeKind
 from etl_dagster.pgoutput.messages import Relation, RelationColumn
 
 # With these the columns flagged in the stream are those of the key; FULL flags all, NOTHING none.
@@ -22,6 +23,10 @@ IDENTITIES_WITH_KEY = frozenset("di")
 # By how many renames nobody saw another reading must be worse than the one that is believed. With 3, a hundred thousand
 # random histories of a table with three to five names brought no wrong reading; with 2, a few of the longest did.
 MARGIN = 3
+
+
+# text and varchar
+_TEXTS = frozenset([25, 1043])
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,20 @@ def type_differs(known: Column, streamed: RelationColumn) -> bool:
     if type_.declared_oid != streamed.type_oid:
         return True
     return type_.declared_oid == type_.oid and type_.typmod != streamed.typmod
+
+
+def keeps_values(known: Column, now: Column) -> bool:
+    """Whether the same bytes are the same value in both types, which land alike.
+
+    Then a column that got the other type has the values it had, unless its rows were rewritten: an expression behind
+    USING that is more than the column itself always rewrites them, and nothing but that tells of it.
+    """
+    types = (known.type, now.type)
+    if not all(type_.kind is TypeKind.BASE and type_.declared_oid == type_.oid for type_ in types):
+        return False
+    oids = {type_.oid for type_ in types}
+    lands_alike = column_type(known) == column_type(now) and reads_text(known) == reads_text(now)
+    return (len(oids) == 1 or oids <= _TEXTS) and lands_alike
 
 
 def evolve(known: TableSchema, relation: Relation, now: TableSchema) -> Evolution | None:
@@ -82,6 +101,8 @@ def _evolution(known: TableSchema, relation: Relation, now: TableSchema, numbers
     columns = []
     for number, streamed in zip(numbers, relation.columns, strict=True):
         column, later = former.get(number), present.get(number)
+        if column is not None and later is not None and type_differs(column, streamed):
+            column = column.model_copy(update={"type": later.type})
         if column is not None and later is not None and column.name == later.name:
             columns.append(column)  # another name in the stream is one that it had before
         elif column is not None:
@@ -157,10 +178,17 @@ class _Columns:
         told = known or now
         if told is None:
             return self._cost_of_dropped(number, age)
-        if type_differs(told, streamed):
+        if type_differs(told, streamed) and not self._is_altered(number, streamed, age):
             return None
         names = [column.name for column in (known, None if age is _Age.OLDER else now) if column is not None]
         return sum(name != streamed.name for name in names) - (len(set(names)) - 1)
+
+    def _is_altered(self, number: int, streamed: RelationColumn, age: _Age) -> bool:
+        """The column has its new type by then, and the values that it had."""
+        known, now = self.known.get(number), self.now.get(number)
+        if known is None or now is None or age is _Age.OLDER:
+            return False
+        return keeps_values(known, now) and not type_differs(now, streamed)
 
     def _cost_of_dropped(self, number: int, age: _Age) -> int | None:
         """Of a column that neither schema has, and so of any name and any type."""

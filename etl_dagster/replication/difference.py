@@ -6,12 +6,14 @@ from collections.abc import Iterable
 
 from etl_dagster.arrow import column_type
 from etl_dagster.model import Column, TableSchema
+from etl_dagster.pgoutput import keeps_values
 
 
 def difference(known: TableSchema, now: TableSchema) -> str:
     """What makes the rows brought under ``known`` untrue, so that only a fresh copy helps; empty when nothing does.
 
-    Columns that were added, renamed or dropped are no such difference: they can be followed (`same_columns`).
+    Columns that were added, renamed or dropped are no such difference: they can be followed (`same_columns`). Nor are
+    those that got a type which has their values as they were, where their rows were not rewritten (`altered_types`).
     """
     if known.oid != now.oid:
         return "it was dropped and created again in the source"
@@ -40,7 +42,19 @@ def column_changes(known: TableSchema, now: TableSchema) -> str:
         for attnum, name in present.items()
         if attnum in former and former[attnum] != name
     ]
-    return ", ".join([*added, *renamed, *dropped])
+    altered = [f"{column.name} is {column.type.name} now" for column in altered_types(known, now)]
+    return ", ".join([*added, *renamed, *altered, *dropped])
+
+
+def altered_types(known: TableSchema, now: TableSchema) -> list[Column]:
+    """Columns, as they are now, that have another type than they had."""
+    former = {column.attnum: column for column in known.columns}
+    return [column for column in now.columns if column.attnum in former and _is_altered(former[column.attnum], column)]
+
+
+def type_reason(column: Column) -> str:
+    """Why a column of another type leads to a fresh copy."""
+    return f"column {column.name} is of another type now, or to be read as one"
 
 
 def _column_difference(known: TableSchema, now: TableSchema) -> str:
@@ -54,9 +68,13 @@ def _column_difference(known: TableSchema, now: TableSchema) -> str:
             return "its columns changed in the source"
         if before is None and _same_look(column, gone):
             return f"column {column.name} was dropped and made again, which its changes do not show"
-        if before is not None and _shape(before)[2:] != _shape(column)[2:]:
-            return f"column {column.name} is of another type now, or to be read as one"
+        if before is not None and _is_altered(before, column) and not keeps_values(before, column):
+            return type_reason(column)
     return ""
+
+
+def _is_altered(before: Column, column: Column) -> bool:
+    return _shape(before)[2:] != _shape(column)[2:]
 
 
 def _key_difference(known: TableSchema, now: TableSchema) -> str:

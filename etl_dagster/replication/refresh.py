@@ -10,7 +10,7 @@ from etl_dagster.errors import SourceLocked
 from etl_dagster.model import EventBatch, Landing, Lsn, Route, TableChoices, TableEvents, TableId, TableSchema
 from etl_dagster.model.choices import with_limits
 from etl_dagster.replication.copying import Copier
-from etl_dagster.replication.difference import column_changes, difference, same_columns
+from etl_dagster.replication.difference import altered_types, column_changes, difference, same_columns, type_reason
 from etl_dagster.replication.lifecycle import RESYNC_ASKED
 from etl_dagster.replication.ports import RelationFile, Source
 from etl_dagster.replication.report import Reporter
@@ -60,8 +60,11 @@ class Catalogue:
 
     def refresh(self, position: Lsn) -> None:
         """Follow the publication: tables that joined, left, were altered or made anew."""
+        # What is remembered beside a schema has to be older: who alters the table in between is noticed the next time.
+        files = dict(self._source.files(list(self._tables.schemas.values())))
         published = {table: self.chosen(schema) for table, schema in self._source.tables().items()}
-        files = self._source.files(list(published.values()))
+        if others := [schema for schema in published.values() if not self._is_same(schema)]:
+            files |= self._source.files(others)
         read_at = self._source.current_position()
         new = published.keys() - self._tables.records.keys()
         if new:
@@ -73,6 +76,10 @@ class Catalogue:
         for table, record in list(self._tables.records.items()):
             if table not in published and record.state is not TableState.REMOVED:
                 self._leave(record)
+
+    def _is_same(self, schema: TableSchema) -> bool:
+        known = self._tables.schemas.get(schema.id)
+        return known is not None and known.oid == schema.oid
 
     def chosen(self, found: TableSchema) -> TableSchema:
         """A table under the choices, but for a landing that keeps what another one would give up.
@@ -153,6 +160,8 @@ class Catalogue:
         if found is None:
             return None
         now = self.chosen(found)
+        if altered_types(known, now) and self._rewritten(known):
+            return None
         untold = [column for column in now.columns if column.attnum > known.natts and column.missing is None]
         if untold and self._rewritten(known):
             return None
@@ -187,6 +196,8 @@ class Catalogue:
         table = schema.id
         record, known = self._tables.records.get(table), self._tables.schemas.get(table)
         change = "" if known is None else difference(known, schema) or _unseen_change(schema.oid, record, files)
+        if known is not None and not change and (altered := altered_types(known, schema)) and self._rewritten(known):
+            change = type_reason(altered[0])
         if record is None:
             self._tables.add(table)
         elif record.state is TableState.REMOVED:
@@ -243,8 +254,14 @@ class Catalogue:
             self._destination.release_table(record.table)
 
     def _rewritten(self, known: TableSchema) -> bool:
-        """Whether a heap of the table was written anew since the last refresh, perhaps to fill in a new column."""
-        before = {relation: filenode for relation, filenode, _ in self._tables.records[known.id].files or ()}
+        """Whether a heap of the table was written anew since its schema was known, or nobody knows.
+
+        It may have been to fill in a new column, or to give one other values.
+        """
+        remembered = self._tables.records[known.id].files
+        if remembered is None:
+            return True
+        before = {relation: filenode for relation, filenode, _ in remembered}
         now = self._source.files([known]).get(known.id, ())
         return any(before.get(file.relation, file.filenode) != file.filenode for file in now)
 
