@@ -23,7 +23,7 @@ demo: venv  ## A PostgreSQL with live traffic, replicated into DuckDB by Dagster
 	@$(BIN)/etl-dagster demo $(if $(filter-out 0,$(UI)),--ui) $(ARGS)
 
 bigquery-emulator: venv  ## Install the BigQuery emulator that tests run against; does nothing when it is up to date
-	@$(BIN)/python -m tests.bigquery.emulator.install
+	@$(BIN)/python -m tests.bigquery.emulator
 
 test: bigquery-emulator  ## Run the tests (ARGS="-k copy" for some of them)
 	@$(BIN)/python -m pytest $(ARGS)

@@ -1,7 +1,6 @@
 """Installs the emulator into a virtual environment of its own: it pins other versions than the project does.
 
-``python -m tests.bigquery.emulator.install`` makes it; it is quick when there is nothing to do. The tests do the same,
-so that they also run without ``make``.
+``make test`` does this first, and the fixtures do it too, so that tests also run without ``make``.
 """
 
 from __future__ import annotations
@@ -53,7 +52,3 @@ def _make() -> None:
 
 def _run(*command: str | Path) -> None:
     subprocess.run([str(part) for part in command], cwd=ROOT, check=True, stdout=sys.stderr)
-
-
-if __name__ == "__main__":
-    install()

@@ -89,6 +89,14 @@ class Emulator:
             process.kill()
             process.communicate()
 
+    def wait(self) -> None:
+        """Until it ends or the keyboard interrupts."""
+        assert self._process is not None
+        try:
+            self._process.wait()
+        except KeyboardInterrupt:
+            pass
+
     def restart(self) -> None:
         """Kill it and start it on the same data and ports."""
         self.kill()

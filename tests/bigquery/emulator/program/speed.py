@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import gc
 import sys
+from collections import deque
+from typing import Any
 
 import duckdb
 from fastapi import FastAPI
@@ -18,7 +20,11 @@ from local_bigquery.sql.rules import partitions
 from sqlglot import exp
 from starlette.middleware.base import BaseHTTPMiddleware
 
+# What a query answered is kept for a day by BigQuery, and here until so many others have answered.
+MOST_RESULTS = 300
+
 _ALL_OBJECTS = database.objects
+_WRITE = tables.write
 _LIST_ROWS = tabledata.list_rows
 
 
@@ -28,6 +34,7 @@ def apply(app: FastAPI) -> None:
     database.objects = _objects
     tables.columns = tabledata.columns = _columns
     tabledata.list_rows = _list_rows
+    tables.write = _write
     partitions._hidden = _partitioned_by_ingestion
     # What was imported stays, and a statement's tree is gone with the statement.
     gc.freeze()
@@ -50,6 +57,19 @@ def _objects(project_id: str, dataset_id: str, table_id: str | None = None) -> l
     except (duckdb.CatalogException, duckdb.BinderException):
         return []
     return [(table_id, "TABLE", rows)]
+
+
+_results: deque[tuple[str, str, str]] = deque()
+
+
+def _write(cur: duckdb.DuckDBPyConnection, query: str, params: Any, reference: Any, *args: Any, **kwargs: Any) -> bool:
+    """Every table makes the catalogue slower, so old answers go."""
+    created = _WRITE(cur, query, params, reference, *args, **kwargs)
+    if reference[1] == tables.RESULTS:
+        _results.append(reference)
+        while len(_results) > MOST_RESULTS:
+            database.execute(f"DROP TABLE IF EXISTS {tables.name(*_results.popleft())}")
+    return created
 
 
 def _partitioned_by_ingestion(table: exp.Table) -> bool:
