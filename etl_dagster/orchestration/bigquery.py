@@ -1,7 +1,6 @@
 """BigQuery as a Dagster resource that shares project and credentials with the rest of a Dagster project."""
 
 import base64
-import binascii
 import json
 from typing import Any
 
@@ -89,12 +88,11 @@ def _key(encoded: str | None) -> str | None:
         return None
     try:
         key = base64.b64decode(encoded).decode()
-        is_object = isinstance(json.loads(key), dict)
-    except (binascii.Error, ValueError):
-        is_object = False
-    if not is_object:
-        raise ConfigError(
-            "gcp_credentials of the BigQueryResource is not the key of a service account in base64",
-            hint="Make it with: base64 -w0 key.json",
-        ) from None
-    return key
+        if isinstance(json.loads(key), dict):
+            return key
+    except ValueError:  # of base64, of UTF-8 or of JSON
+        pass
+    raise ConfigError(
+        "gcp_credentials of the BigQueryResource is not the key of a service account in base64",
+        hint="Make it with: base64 -w0 key.json",
+    )
