@@ -52,7 +52,7 @@ def test_project_and_dataset_are_enough() -> None:
         ({"labels": {"team": "Data Team"}}, "labels.team"),
         ({"tables": {"a.b.c": {}}}, "tables.a.b.c.[key]"),
         ({"tables": {"public.t": {"cluster_by": ["a", "b", "c", "d", "e"]}}}, "tables.public.t.cluster_by"),
-        ({"tables": {"public.t": {"cluster_by": ["a", "a"]}}}, "tables.public.t"),
+        ({"tables": {"public.t": {"cluster_by": ["a", "a"]}}}, "tables.public.t.cluster_by"),
         ({"tables": {"public.t": {"partition_by": {"type": "time"}}}}, "tables.public.t.partition_by.time.column"),
         ({"batch_seconds": -1}, "batch_seconds"),
         ({"inline_bytes": 100_000_000}, "inline_bytes"),

@@ -58,13 +58,13 @@ def _matching(pattern: re.Pattern[str], wanted: str) -> AfterValidator:
 
 def _label_key(value: str) -> str:
     if value != value.lower() or _LABEL_KEY.fullmatch(value) is None:
-        raise ValueError("a label's name begins with a letter, then up to 62 small letters, digits, - and _")
+        raise ValueError("must begin with a letter, then up to 62 small letters, digits, - and _")
     return value
 
 
 def _label_value(value: str) -> str:
     if value != value.lower() or _LABEL_VALUE.fullmatch(value) is None:
-        raise ValueError("a label's value has up to 63 small letters, digits, - and _")
+        raise ValueError("must have up to 63 small letters, digits, - and _")
     return value
 
 
@@ -73,10 +73,12 @@ def _table_pattern(value: str) -> str:
     return value
 
 
-Dataset = Annotated[str, _matching(_DATASET, "a dataset's name has letters, digits and _ alone")]
-Bucket = Annotated[str, _matching(_BUCKET, "a bucket's name alone: small letters, digits, -, _ and ., without gs://")]
+Dataset = Annotated[str, _matching(_DATASET, "must have letters, digits and _ alone")]
+Bucket = Annotated[
+    str, _matching(_BUCKET, "must be a bucket's name alone, without gs://: small letters, digits, -, _ and .")
+]
 Account = Annotated[
-    str, _matching(_ACCOUNT, "a service account's e-mail address: name@project.iam.gserviceaccount.com")
+    str, _matching(_ACCOUNT, "must be a service account's e-mail address: name@project.iam.gserviceaccount.com")
 ]
 Labels = Annotated[
     dict[Annotated[str, AfterValidator(_label_key)], Annotated[str, AfterValidator(_label_value)]],
@@ -192,7 +194,6 @@ class TableOptions(FrozenModel):
     )
     cluster_by: tuple[str, ...] | None = Field(
         None,
-        max_length=MOST_CLUSTER_COLUMNS,
         description="Up to 4 columns; the key when left out, none for []",
         examples=[["customer_id", "id"]],
     )
@@ -201,23 +202,26 @@ class TableOptions(FrozenModel):
         None, gt=0, description="When a partition is removed, or a table without partitions as a whole", examples=[90]
     )
 
-    @model_validator(mode="after")
-    def _columns_are_distinct(self) -> Self:
-        columns = self.cluster_by or ()
+    @field_validator("cluster_by")
+    @classmethod
+    def _are_few_columns(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        columns = value or ()
+        if len(columns) > MOST_CLUSTER_COLUMNS:
+            raise ValueError(f"must name at most {MOST_CLUSTER_COLUMNS} columns")
         if len(set(columns)) < len(columns) or not all(columns):
-            raise ValueError("cluster_by names a column twice, or an empty one")
-        return self
+            raise ValueError("names a column twice, or an empty one")
+        return value
 
 
 class BigQueryConfig(DestinationConfig):
     """One dataset, in which every table is a table."""
 
     type: Literal["bigquery"] = "bigquery"
-    project: Annotated[str, _matching(_PROJECT, "a project's id: small letters, digits and -")] = Field(
+    project: Annotated[str, _matching(_PROJECT, "must be a project's id: small letters, digits and -")] = Field(
         description="Google Cloud project that holds the dataset and pays for the jobs", examples=["my-project"]
     )
     dataset: Dataset = Field(description="Dataset of the tables; made when it is missing", examples=["shop"])
-    location: Annotated[str, _matching(_LOCATION, "a location: US, EU, europe-west3, ...")] = Field(
+    location: Annotated[str, _matching(_LOCATION, "must be a location: US, EU, europe-west3, ...")] = Field(
         LOCATION, description="Where the dataset is, or is made", examples=["EU"]
     )
     internal_dataset: Dataset | None = Field(
@@ -258,11 +262,11 @@ class BigQueryConfig(DestinationConfig):
     )
     timeout_seconds: float = Field(TIMEOUT_SECONDS, ge=1, description="Longest silence of a single request")
     retry_seconds: float = Field(RETRY_SECONDS, ge=0, description="How long one request or job is tried again")
-    api_endpoint: Annotated[str, _matching(_ENDPOINT, "http://host:port or https://host, without a path")] | None = (
-        Field(None, description="Another address of the API: a private one, or an emulator's")
-    )
-    storage_api_endpoint: Annotated[str, _matching(_GRPC_ENDPOINT, "host:port, without http://")] | None = Field(
-        None, description="Another address of the Storage Read API; without TLS for anonymous credentials"
+    api_endpoint: (
+        Annotated[str, _matching(_ENDPOINT, "must be http://host:port or https://host, without a path")] | None
+    ) = Field(None, description="Another address of the API: a private one, or an emulator's")
+    storage_api_endpoint: Annotated[str, _matching(_GRPC_ENDPOINT, "must be host:port, without http://")] | None = (
+        Field(None, description="Another address of the Storage Read API; without TLS for anonymous credentials")
     )
 
     @model_validator(mode="after")
