@@ -134,3 +134,14 @@ def test_values_under_the_old_and_the_new_type_in_one_window(scenario, settings:
         replicator.sync()
     assert not journal.copies("t")
     scenario.assert_equal("t")
+
+
+def test_bigquery_follows_too(scenario, bigquery_dataset) -> None:
+    scenario.execute(TABLE, ROWS)
+    scenario.use(destination=bigquery_dataset.settings() | {"batch_seconds": 0.0})
+    sync(scenario)
+    scenario.execute("alter table t alter v type text, alter at type timestamp", *WRITES)
+    scenario.execute("update t set v = repeat('x', 100), at = '2024-01-01 00:00:00.123456' where id = 5")
+    journal = sync(scenario)
+    assert not journal.copies("t")
+    scenario.assert_equal("t")
