@@ -147,9 +147,11 @@ class Client:
         work = Work(job_key, partial(self._query, sql, config), self._rows)
         return self._jobs.run(work, doing, table)
 
-    def read(self, sql: str, *, doing: str, table: str | None = None) -> Iterator[pa.RecordBatch]:
+    def read(
+        self, sql: str, *, doing: str, table: str | None = None, parameters: Mapping[str, object] | None = None
+    ) -> Iterator[pa.RecordBatch]:
         """The rows of a query, in bounded memory; no batch at all when there are none."""
-        work = Work(None, partial(self._query, sql, self._query_config({})), self._finished_query)
+        work = Work(None, partial(self._query, sql, self._query_config(parameters or {})), self._finished_query)
         job = self._jobs.run(work, doing, table)
         with translated(doing, table):
             yield from self._batches(job)

@@ -47,5 +47,4 @@ def batches(
     retry = DEFAULT_RETRY.with_timeout(retry_seconds)
     rows = job.result(page_size=_PAGE_ROWS, retry=retry, timeout=timeout_seconds, job_retry=None)
     found = rows.to_arrow_iterable(bqstorage_client=reader, max_queue_size=_QUEUED, max_stream_count=1)
-    # What has no rows to give yields one batch without columns.
-    return (batch for batch in found if batch.num_columns)
+    return (batch for batch in found if batch.num_rows)
