@@ -40,6 +40,9 @@ if not os.environ.get("CI"):
     settings.register_profile("local", deadline=None)
     settings.load_profile("local")
 
+# Of what the BigQuery emulator has printed, below a test that failed.
+SHOWN_OF_LOG = 4000
+
 Connect = Callable[..., psycopg.Connection[Any]]
 NewServer = Callable[..., PostgresServer]
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
@@ -182,7 +185,12 @@ def _major_version() -> int:
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    emulator = getattr(item, "funcargs", {}).get("bigquery_emulator")
+    if emulator and call.excinfo and call.when == "call":
+        item.add_report_section("call", "BigQuery jobs that failed", emulator.log[-SHOWN_OF_LOG:])
     return _strict_in_ci((yield))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from decimal import Decimal
 from typing import Any
 
 import grpc
@@ -243,3 +244,20 @@ def test_rows_are_read_as_arrow(client: bigquery.Client, bigquery_dataset: Datas
     )
     table = client.query("SELECT * FROM t").to_arrow(bqstorage_client=reader)
     assert table.to_pylist()[0]["id"] == 1
+
+
+def test_numbers_of_38_digits(client: bigquery.Client, bigquery_dataset: Dataset) -> None:
+    whole, deep = Decimal("9" * 38), Decimal("-9999999999999999999999999999.0000000001")
+    schema = [
+        bigquery.SchemaField("whole", "BIGNUMERIC", precision=38, scale=0),
+        bigquery.SchemaField("deep", "BIGNUMERIC", precision=38, scale=10),
+    ]
+    content = parquet(whole=pa.array([whole], pa.decimal128(38, 0)), deep=pa.array([deep], pa.decimal128(38, 10)))
+    name = f"{bigquery_dataset.project}.{bigquery_dataset.name}"
+    config = bigquery.LoadJobConfig(source_format="PARQUET", schema=schema)
+    client.load_table_from_file(content, f"{name}.s", job_config=config).result()
+    rows(client, "CREATE TABLE t (whole BIGNUMERIC(38, 0), deep BIGNUMERIC(38, 10))")
+    rows(client, "INSERT INTO t SELECT whole, deep FROM s")
+    for table in ("s", "t"):
+        assert rows(client, f"SELECT whole, deep FROM {table}") == [(whole, deep)]
+        assert [column.field_type for column in client.get_table(f"{name}.{table}").schema] == ["BIGNUMERIC"] * 2

@@ -55,8 +55,8 @@ class Emulator:
 
     @property
     def log(self) -> str:
-        """What it has printed."""
-        return (self.folder / "emulator.log").read_text()
+        """What it has printed: jobs that failed, with the reason that the project's errors keep to themselves."""
+        return (self.folder / "emulator.log").read_text(errors="replace")
 
     def start(self) -> Self:
         """Start it, and return once it answers."""

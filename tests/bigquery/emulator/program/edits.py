@@ -97,6 +97,41 @@ MERGE_CLAUSES = (
     ),
 )
 
+# An assignment that is printed by itself, `x = NULL`, is printed as `NULL`.
+MERGE_ASSIGNMENTS = (
+    Edit(
+        "jobs/merge.py",
+        '", ".join(_sql(e) for e in action.expressions)',
+        '", ".join(f"{_sql(e.this)} = {_sql(e.expression)}" for e in action.expressions)',
+    ),
+)
+
+# A MERGE is printed and parsed again, and then the function's name stands behind its schema.
+JSON_MODES = (
+    Edit(
+        "sql/rules/json.py",
+        'node.name.lower() == "bq.main.parse_json"',
+        'node.name.lower() in ("bq.main.parse_json", "parse_json")',
+    ),
+)
+
+# Decimals are loaded with the digits that the schema gives them.
+LOADED_DIGITS = (
+    Edit(
+        "engine/types.py",
+        """        name = TO_DUCKDB[kind]
+    else:
+        raise BigQueryError("invalid", f"Unsupported field type: {field.type}")
+""",
+        """        name = TO_DUCKDB[kind]
+        if name.startswith("DECIMAL") and field.precision:
+            name = f"DECIMAL({min(int(field.precision), 38)},{field.scale or 0})"
+    else:
+        raise BigQueryError("invalid", f"Unsupported field type: {field.type}")
+""",
+    ),
+)
+
 # A connection that is not a session's has no temporary tables yet.
 TEMPORARY_TABLES = (
     Edit(
@@ -136,6 +171,9 @@ EDITS = (
     *NESTED_QUOTES,
     *MERGE_IN_TRANSACTION,
     *MERGE_CLAUSES,
+    *MERGE_ASSIGNMENTS,
+    *JSON_MODES,
+    *LOADED_DIGITS,
     *TEMPORARY_TABLES,
     *TYPED_BYTES,
     *LARGE_APPENDS,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from duckdb.sqltypes import DuckDBPyType
 from local_bigquery.catalog import metadata, tables
-from local_bigquery.engine import database
+from local_bigquery.engine import database, types
 from local_bigquery.jobs import copy, runner
-from local_bigquery.models import Table
+from local_bigquery.models import Table, TableFieldSchema
 from local_bigquery.sql import rules
 from local_bigquery.sql.dialect import macro
 from sqlglot import exp
@@ -30,13 +31,20 @@ CREATE MACRO bq.main._to_interval(text) AS CASE
     END;
 """
 
+MOST_DIGITS = 38
+NUMERIC_DIGITS = 29
+
 _original_copy = copy.run
+_original_duckdb_type = types.duckdb_type
+_original_scalar = types._scalar
 
 
 def apply() -> None:
     """Put them in; before the first connection."""
     runner.HANDLERS["copy"] = _copy
     rules.NODE_RULES.append(_interval_of_text)
+    types.duckdb_type = _duckdb_type
+    types._scalar = _scalar
     connect = database._connect
 
     def with_macros() -> Any:
@@ -50,6 +58,23 @@ def apply() -> None:
 
 
 _prepared: list[Any] = []
+
+
+def _duckdb_type(field: TableFieldSchema) -> str:
+    """BIGNUMERIC has 76 digits, DuckDB's decimals have 38: with parameters, they are where they are needed."""
+    if field.type not in ("BIGNUMERIC", "BIGDECIMAL") or not 0 < int(field.precision or 0) <= MOST_DIGITS:
+        return _original_duckdb_type(field)
+    name = f"DECIMAL({field.precision}, {field.scale or 0})"
+    return f"{name}[]" if field.mode == "REPEATED" else name
+
+
+def _scalar(kind: DuckDBPyType) -> tuple[str, str]:
+    """DuckDB's decimal is either; more digits before the point than NUMERIC has make it a BIGNUMERIC."""
+    if kind.id == "decimal":
+        precision, scale = (value for _, value in kind.children)
+        if precision - scale > NUMERIC_DIGITS:
+            return "BIGNUMERIC", str(kind)
+    return _original_scalar(kind)
 
 
 def _interval_of_text(node: exp.Expression, context: Any) -> exp.Expression:

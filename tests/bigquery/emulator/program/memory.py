@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -19,6 +20,8 @@ from local_bigquery.resource import Resource
 from local_bigquery.settings import settings
 
 MOST_JOBS = 20_000
+# Of a message and of a query, in the log.
+SHOWN = 1_000
 
 Key = tuple[str, ...]
 
@@ -108,6 +111,8 @@ class Jobs:
         if key not in self._jobs or job.status.state == "DONE":
             self._file.write("jobs", key, json.dumps(job.dump()))
         self._jobs[key] = job
+        if job.status.errorResult:
+            _complain(job)
         while len(self._jobs) > MOST_JOBS:
             oldest = next(iter(self._jobs))
             self.delete(*oldest)
@@ -137,6 +142,17 @@ class Jobs:
     def delete(self, project_id: str, job_id: str) -> None:
         self._file.delete("jobs", (project_id, job_id))
         self._jobs.pop((project_id, job_id), None)
+
+
+def _complain(job: Job) -> None:
+    """Into the log, which a test that fails shows; the project's own errors say nothing about values."""
+    problem, asked = job.status.errorResult, job.configuration.query
+    where = f" in: {(asked.query or '')[:SHOWN]}" if asked else ""
+    print(
+        f"{job.jobReference.jobId} {problem.reason}: {(problem.message or '')[:SHOWN]}{where}",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _ended(job: Job) -> Job:
