@@ -344,8 +344,10 @@ class TestBucket:
         self, staging: Any, bigquery_dataset: Any, opened: Any, table: str
     ) -> None:
         through = opened(bigquery_dataset, staging={"bucket": "no-such-bucket"})
-        with pytest.raises(DestinationError, match=r"(?i)notfound"):
-            through.load(table, parquet(1), fields=FIELDS, job_key="c", create=False, doing="load")
+        with pytest.raises(DestinationError, match="NotFound") as caught:
+            through.load(table, parquet(1), fields=FIELDS, job_key="c", create=False, doing="load", table="public.t")
+        assert "destination.staging" in caught.value.hint
+        assert caught.value.table is None
 
 
 class TestCopies:

@@ -120,3 +120,25 @@ def test_reading_a_config_takes_none_of_googles_libraries() -> None:
         f"parse_destination({LEAST!r}); print([name for name in sys.modules if name.startswith(('google', 'grpc'))])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_without_googles_libraries_the_hint_says_what_to_install() -> None:
+    code = f"""
+import sys
+from etl_dagster.destinations.bigquery.client import Client
+from etl_dagster.destinations.registry import parse_destination
+from etl_dagster.errors import ConfigError
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.startswith("google"):
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Absent())
+try:
+    Client(parse_destination({LEAST!r}))
+except ConfigError as error:
+    print(error.hint)
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert told == "Run: pip install 'etl-dagster[bigquery]'\n"

@@ -160,12 +160,12 @@ def test_place_in_the_script_is_kept() -> None:
 
 @pytest.mark.parametrize("permission", ROLES)
 def test_a_missing_permission_is_named_with_a_role_that_has_it(permission: str) -> None:
-    message = f"Access Denied: Table p:d.t: Permission {permission} denied on table p:d.t (or it may not exist)."
-    translated = translate(refused("accessDenied", message, 403), "merge", "public.t")
+    address = "POST https://bigquery.googleapis.com/bigquery/v2/projects/p/jobs"
+    said = f"Access Denied: Table p:d.t: Permission {permission} denied on table p:d.t (or it may not exist)."
+    translated = translate(refused("accessDenied", f"{address}: {said}", 403), "merge", "public.t")
     assert permission in translated.message
-    assert permission in translated.hint
-    assert ROLES[permission] in translated.hint
-    assert action_for(translated) is Action.QUARANTINE
+    assert f"Grant {permission}, which {ROLES[permission]} has" in translated.hint
+    assert action_for(translated) is (Action.STOP if permission.startswith("storage.") else Action.QUARANTINE)
 
 
 def test_what_all_tables_share_stops_instead_of_taking_out_one() -> None:
@@ -174,6 +174,7 @@ def test_what_all_tables_share_stops_instead_of_taking_out_one() -> None:
         refused("accessDenied", denied, 403),
         refused("notFound", "Not found: Dataset p:d", 404),
         refused("billingNotEnabled", "", 403),
+        refused("notFound", "The specified bucket does not exist.", 404),
     ]:
         translated = translate(error, "merge", "public.t")
         assert translated.table is None

@@ -152,7 +152,11 @@ class GcsStaging(FrozenModel):
     """A bucket that files go through on their way into BigQuery."""
 
     bucket: Bucket = Field(description="In the dataset's location, or a multi-region around it", examples=["my-etl"])
-    prefix: str = Field(STAGING_PREFIX, max_length=512, description="Begins the names of all objects")
+    prefix: str = Field(
+        STAGING_PREFIX,
+        max_length=512,
+        description="Begins the names of all objects; a lifecycle rule may delete what is older than a day",
+    )
 
 
 class TimePartition(FrozenModel):

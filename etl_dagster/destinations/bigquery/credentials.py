@@ -72,7 +72,7 @@ def identity(credentials: Credentials) -> str:
         found = getattr(credentials, name, None)
         if isinstance(found, str) and found and found != "default":
             return found
-    return type(credentials).__name__
+    return "the account given"
 
 
 def _authorize(config: BigQueryConfig) -> Credentials:

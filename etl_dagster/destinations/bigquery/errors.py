@@ -70,6 +70,9 @@ _EXISTS = Fault(ErrorKind.TABLE, "Something of that name exists already; rename 
 _NO_DATASET = Fault(
     ErrorKind.DESTINATION_REFUSED, "Make the dataset again, or correct destination.dataset, project or location"
 )
+_NO_BUCKET = Fault(
+    ErrorKind.DESTINATION_REFUSED, "Make the bucket of destination.staging, or correct its name; then resume"
+)
 _API_OFF = Fault(
     ErrorKind.DESTINATION_REFUSED, "Enable the BigQuery API in the project; then resume after some minutes"
 )
@@ -212,12 +215,19 @@ _MESSAGES: tuple[tuple[re.Pattern[str], Fault], ...] = (
     (re.compile(r"Billing has not been enabled|billing to be enabled"), _BILLING),
     (re.compile(r"has not been used in project .* before or it is disabled"), _API_OFF),
     (re.compile(r"Not found: (?:Dataset|Project)"), _NO_DATASET),
+    (re.compile(r"bucket does not exist|/storage/v1/b/[^/?]+/o\b.*(?:404|[Nn]ot ?[Ff]ound)", re.DOTALL), _NO_BUCKET),
     (re.compile(r"\bBad \w+ value|Could not (?:parse|cast|convert)|Invalid \w+ value|overflow|out of range"), _VALUE),
 )
 # Only reasons that may stand for anything are read closer.
 _VAGUE = frozenset({"invalid", "invalidQuery", "notFound", "resourcesExceeded", "accessDenied", "forbidden", ""})
 
-_PERMISSION = re.compile(r"\b((?:bigquery|storage|iam|serviceusage|cloudkms)\.[a-z][A-Za-z]*\.[a-z][A-Za-z]*)\b")
+# The address of the request stands before the message: bigquery.googleapis.com.
+_PERMISSION = re.compile(
+    r"\b((?:bigquery|storage|iam|serviceusage|cloudkms)\.(?!googleapis\b)[a-z][A-Za-z]*\.[a-z][A-Za-z]*)\b"
+)
+# What all tables share, so that none of them is at fault.
+_OF_ALL_TABLES = frozenset({_NO_DATASET, _NO_BUCKET, _BILLING, _API_OFF, _LOGIN, _NO_LOGIN})
+_DENIED_TO_ALL = re.compile(r"Access Denied: (?:Project|Dataset|Job|User)|\bstorage\.(?:objects|buckets)\.")
 _PLACE = re.compile(r"\bat \[\d+:\d+\]")
 _ASSERTION = re.compile(r"\betl: (.+?)(?: at \[\d+:\d+\].*|; .*)?$", re.MULTILINE)
 _NO_SUCH_JOB = re.compile(r"Not found: Job\b", re.IGNORECASE)
@@ -369,9 +379,7 @@ def is_worth_repeating(error: BaseException) -> bool:
 
 def _scope(error: BaseException, fault: Fault, table: str | None) -> tuple[ErrorKind, str | None]:
     """The table is not at fault when the trouble is with what all tables share."""
-    if fault in {_NO_DATASET, _BILLING, _API_OFF, _LOGIN, _NO_LOGIN} or re.search(
-        r"Access Denied: (?:Project|Dataset|Job|User)", str(error)
-    ):
+    if fault in _OF_ALL_TABLES or _DENIED_TO_ALL.search(str(error)):
         table = None
     if table is None and fault.kind in _CLASS_OF_KIND:
         return ErrorKind.DESTINATION_REFUSED, None
