@@ -61,7 +61,8 @@ class ValueLimits(FrozenModel):
         first_year: First year of dates and timestamps; BC and -infinity lie before it.
         last_year: Last year of dates and timestamps; infinity lies after it.
         midnight: Times of day may be 24:00:00.
-        exact_json: JSON has only numbers that an integer of 64 bits or a double holds exactly.
+        exact_json: JSON has only numbers that an integer of 64 bits or a double holds exactly, whole characters, and at
+            most 500 levels.
     """
 
     first_year: int = 1
