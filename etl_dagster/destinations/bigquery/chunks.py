@@ -16,7 +16,7 @@ from etl_dagster.destinations.base import ChunkRows
 from etl_dagster.destinations.bigquery.encoding import encode
 from etl_dagster.destinations.bigquery.finish import SNAPSHOT_LABEL, cdc_names, chunk_key
 from etl_dagster.destinations.bigquery.layout import Field
-from etl_dagster.destinations.bigquery.ledger import SNAPSHOT, Change, Entry
+from etl_dagster.destinations.bigquery.ledger import COPY, SNAPSHOT, Change, Entry
 from etl_dagster.destinations.bigquery.live import Context
 from etl_dagster.destinations.bigquery.naming import bare
 from etl_dagster.destinations.bigquery.parquet import ParquetFile
@@ -49,7 +49,10 @@ class ChunkWriter:
         ledger = self._context.ledger
         with TemporaryDirectory(prefix="etl-dagster-") as folder:
             file, fields = ParquetFile(folder), self._fields(rereads=rereads)
-            if not self._write(file, chunk, fields, rereads=rereads):
+            rows = self._write(file, chunk, fields, rereads=rereads)
+            if chunk.reread and self._target.slices:
+                self._remember_reread(chunk, rows)
+            if not rows:
                 return 0
             with file as opened:
                 return self._context.client.load(
@@ -110,3 +113,12 @@ class ChunkWriter:
         change = Change(state={(SNAPSHOT, f"{self._target.copy_id}/{digest}"): entry})
         self._context.ledger.commit(change, doing=_DOING, table=self._table.id)
         return {SNAPSHOT_LABEL: digest}
+
+    def _remember_reread(self, chunk: ChunkRows, rows: int) -> None:
+        """Rows of slices that were read again are staged among the others; also that there are none has to be known."""
+        ledger, key = self._context.ledger, (COPY, self._target.copy_id)
+        with ledger.alone():
+            copy = ledger.copy(self._target)
+            known = copy.model_copy(update={"rereads": {**copy.rereads, chunk.chunk_id: rows}})
+            change = Change(state={key: Entry(ledger.entries[key].lsn, known)})
+            ledger.commit(change, doing=_DOING, table=self._table.id)

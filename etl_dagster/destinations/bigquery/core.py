@@ -40,6 +40,7 @@ from etl_dagster.destinations.bigquery.ledger import (
 from etl_dagster.destinations.bigquery.live import Context
 from etl_dagster.destinations.bigquery.logs import creation, read_raw
 from etl_dagster.destinations.bigquery.naming import Names, bare, quoted
+from etl_dagster.destinations.bigquery.slices import SliceFinish
 from etl_dagster.destinations.bigquery.stage import Stage
 from etl_dagster.destinations.bigquery.types import CDC_TYPES, NativeType, native_type
 from etl_dagster.destinations.registry import DestinationPlugin
@@ -209,10 +210,15 @@ class BigQueryDestination(Destination):
     def finish_copy(self, target: CopyTarget, position: Lsn) -> CopyResult:
         with self._ledger.alone():
             try:
-                rows = Finish(self._context, target, PIECE_BYTES).run(position)
+                rows = self._finish(target).run(position)
             except Undecided as undecided:
                 return CopyResult(rows=None, undecided=undecided.keys, usage=self._usage())
         return CopyResult(rows=rows, usage=self._usage())
+
+    def _finish(self, target: CopyTarget) -> Finish | SliceFinish:
+        if target.slices:
+            return SliceFinish(self._context, target)
+        return Finish(self._context, target, PIECE_BYTES)
 
     def _usage(self) -> Mapping[str, int]:
         return self._context.client.take_usage().as_mapping()

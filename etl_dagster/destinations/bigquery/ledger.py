@@ -69,6 +69,7 @@ class CopyBody(FrozenModel):
         truncated: What is staged does not count, nor what will be.
         merged: The log up to some position is in the staged rows already, and what it holds now comes after.
         changed: Staged rows are not as they were loaded.
+        rereads: Rows of the chunks of a copy of slices that were read again, by chunk id; known before they are loaded.
         swapping: The staged rows are about to take the live table's place, which is then right up to this position.
         finished_rows: Set once they have.
     """
@@ -80,6 +81,7 @@ class CopyBody(FrozenModel):
     truncated: bool = False
     merged: bool = False
     changed: bool = False
+    rereads: dict[str, int] = {}
     swapping: int | None = None
     table_schema: TableSchema | None = None
     finished_rows: int | None = None
