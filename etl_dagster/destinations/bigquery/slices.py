@@ -3,8 +3,8 @@
 BigQuery bills what it reads of a table, so the live table is only ever looked at through literal conditions on the
 column that the slices are cut by, which leave out partitions and blocks; all of it is read, in its key alone, only when
 a staged row has no live one in its slices. What lies in the slices is removed and inserted anew, also rows that are
-right already: to find out which these are, as much would have to be read as to remove them, while the removal of a
-whole partition is free.
+right already: to find out which these are, as much would have to be read as to remove them, while a statement that
+removes whole partitions by their column alone need not read them.
 """
 
 from __future__ import annotations
