@@ -80,7 +80,7 @@ class CopyResult:
 
     rows: int | None
     undecided: pa.Table | None = None
-    usage: Mapping[str, int] = field(default_factory=dict)
+    usage: Mapping[str, int] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ class WriteResult:
 
     position: Lsn
     changes: Mapping[TableId, int]
-    usage: Mapping[str, int] = field(default_factory=dict)
+    usage: Mapping[str, int] = field(default_factory=dict, compare=False)
 
 
 class Destination(ABC):

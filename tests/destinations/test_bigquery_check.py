@@ -9,7 +9,6 @@ import pytest
 from etl_dagster.destinations.bigquery.check import DOLLARS_PER_TIB, LOADS_PER_DAY, check
 from etl_dagster.destinations.bigquery.client import Client
 from etl_dagster.destinations.bigquery.config import BigQueryConfig
-from etl_dagster.destinations.bigquery.layout import Field
 from etl_dagster.model import CheckResult, TableId
 from etl_dagster.retry import without_waiting
 from tests.bigquery.fixtures import Dataset
@@ -28,7 +27,8 @@ def results(config: BigQueryConfig, tables: dict[TableId, int] | None = None) ->
 def made(bigquery_dataset: Dataset) -> Dataset:
     client = Client(bigquery_dataset.config())
     client.ensure_dataset()
-    client.create_table(f"{bigquery_dataset.project}.{bigquery_dataset.name}.public_orders", [Field("id", "INT64")])
+    table = f"{bigquery_dataset.project}.{bigquery_dataset.name}.public_orders"
+    client.run(f"CREATE TABLE `{table}` (id INT64)", doing="make a table")
     client.close()
     return bigquery_dataset
 

@@ -21,9 +21,9 @@ from etl_dagster.destinations.bigquery.config import BigQueryConfig
 from etl_dagster.destinations.bigquery.credentials import authorize, identity, session
 from etl_dagster.destinations.bigquery.errors import failures, is_denied, is_missing, translate
 from etl_dagster.destinations.bigquery.jobs import Jobs, Work
-from etl_dagster.destinations.bigquery.layout import Field, Layout
+from etl_dagster.destinations.bigquery.layout import Field
 from etl_dagster.destinations.bigquery.reading import batches, open_reader
-from etl_dagster.destinations.bigquery.resources import parameters_of, schema_of, table_of
+from etl_dagster.destinations.bigquery.resources import parameters_of, schema_of
 from etl_dagster.destinations.bigquery.uploads import Bucket, open_bucket
 from etl_dagster.destinations.bigquery.usage import Meter, Usage
 from etl_dagster.errors import ConfigError
@@ -206,19 +206,6 @@ class Client:
         for name in dict.fromkeys([self.config.dataset, self.config.internal_dataset or self.config.dataset]):
             self._ensure_dataset(f"{self.config.project}.{name}")
 
-    def create_table(
-        self,
-        ref: str,
-        fields: Sequence[Field],
-        layout: Layout | None = None,
-        *,
-        doing: str = "create a table",
-        table: str | None = None,
-    ) -> None:
-        """Create an empty table; one that exists stays as it is."""
-        made = table_of(ref, fields, layout or Layout())
-        self._call(partial(self._google.create_table, made, exists_ok=True), doing, table)
-
     def drop_table(self, ref: str, *, doing: str = "drop a table", table: str | None = None) -> None:
         """Drop a table, if it exists."""
         self._call(partial(self._google.delete_table, ref, not_found_ok=True), doing, table)
@@ -381,6 +368,8 @@ class Client:
             labels=self.config.labels | dict(labels),
         )
         config.parquet_options = parquet
+        # Otherwise names with blanks, accents or other scripts are refused.
+        config.column_name_character_map = "V2"
         return config
 
     def _direct_load(self, table_ref: str, file: IO[bytes], config: bigquery.LoadJobConfig, job_id: str) -> Any:

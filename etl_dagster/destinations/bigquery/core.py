@@ -10,7 +10,7 @@ from etl_dagster.arrow.landing import landed_schema
 from etl_dagster.destinations.base import Capabilities, ChunkRows, CopyResult, Destination, WriteResult
 from etl_dagster.destinations.bigquery.batch import BatchWriter
 from etl_dagster.destinations.bigquery.chunks import ChunkWriter
-from etl_dagster.destinations.bigquery.client import Client
+from etl_dagster.destinations.bigquery.client import Client, require_bigquery
 from etl_dagster.destinations.bigquery.config import BigQueryConfig
 from etl_dagster.destinations.bigquery.encoding import decode
 from etl_dagster.destinations.bigquery.finish import (
@@ -22,8 +22,7 @@ from etl_dagster.destinations.bigquery.finish import (
     leftovers,
     swap,
 )
-from etl_dagster.destinations.bigquery.layout import Field, Layout
-from etl_dagster.destinations.bigquery.layouts import layout_ddl, layout_of, partitioning
+from etl_dagster.destinations.bigquery.layout import Field, Layout, layout_ddl, layout_of, partitioning
 from etl_dagster.destinations.bigquery.ledger import (
     COPY,
     SNAPSHOT,
@@ -70,6 +69,7 @@ class BigQueryDestination(Destination):
     """Tables in one dataset, brought in by load jobs and transactions; see `etl_dagster.destinations.base`."""
 
     def __init__(self, config: BigQueryConfig) -> None:
+        require_bigquery()
         self.config = config
         self.capabilities = Capabilities(
             concurrent_copies=CONCURRENT_COPIES,

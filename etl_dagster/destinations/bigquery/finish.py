@@ -19,8 +19,7 @@ from etl_dagster.arrow.compaction import compact
 from etl_dagster.arrow.fixed import array_of
 from etl_dagster.arrow.snapshots import unseen
 from etl_dagster.arrow.types import column_type
-from etl_dagster.destinations.bigquery.layout import Field, Layout
-from etl_dagster.destinations.bigquery.layouts import layout_ddl, layout_of, options_ddl, partitioning
+from etl_dagster.destinations.bigquery.layout import Field, Layout, layout_ddl, layout_of, options_ddl, partitioning
 from etl_dagster.destinations.bigquery.ledger import (
     COPY,
     SNAPSHOT,
@@ -153,13 +152,14 @@ class Finish:
         pieces = [list(self._log_pieces(None))] if self._copy.partial else [self._log_pieces(self._piece_bytes)]
         for piece in (piece for each in pieces for piece in each):
             compacted = compact(piece, tombstones=tombstones)
-            if not parts or compacted.unresolved is not None:
+            if not parts or not parts[-1].goes_on_with(compacted):
                 parts.append(Part.begin(stage, self._table, self._context.config, open_=compacted.unresolved))
             parts[-1].add(compacted)
         heaps = [part.heap for part in parts]
         stage.place(heaps)
         for number, part in enumerate(parts):
-            merge = Merge(self._staged, part, {}, "" if part.open is None else self._donors(part))
+            donors = "" if part.open is None else self._donors(part, merged=self._copy.merged or number > 0)
+            merge = Merge(self._staged, part, {}, donors)
             if part.open is not None:
                 self._require_decided(merge, part)
             change.statements += merge.replace(f"{_MERGED}_{number}")
@@ -195,8 +195,8 @@ class Finish:
 
     # -- where missing values are found -------------------------------------------------------------------------------
 
-    def _donors(self, part: Part) -> str:
-        queries = [] if self._copy.truncated else [self._staged_donors(part)]
+    def _donors(self, part: Part, *, merged: bool) -> str:
+        queries = [] if self._copy.truncated else [self._staged_donors(part, merged=merged)]
         if self._context.client.columns(bare(self._ledger.reread(self._copy))) is not None:
             queries.append(self._reread_donors(part))
         if former := self._former():
@@ -208,12 +208,15 @@ class Finish:
         assert part.open is not None
         return [self._table.columns[i] for i in part.open.columns]
 
-    def _staged_donors(self, part: Part) -> str:
-        """A staged row serves a row that never moved; one that moved needs a row read after it had arrived."""
+    def _staged_donors(self, part: Part, *, merged: bool) -> str:
+        """A staged row serves a row that never moved; one that moved needs a row read after it had arrived.
+
+        Once changes have been merged, staged rows are as live ones.
+        """
         place = self._staged
         values = ", ".join(f"d.{place.name(column)} AS v{column.attnum}" for column in self._open(part))
-        own = place.source_key_of("u") if self._copy.merged else place.staged_key_of("u")
-        settled = "" if self._copy.merged else " AND u._origin = 0"
+        own = place.source_key_of("u") if merged else place.staged_key_of("u")
+        settled = "" if merged else " AND u._origin = 0"
         return (
             f"SELECT u._row, -1 AS age, {values} FROM {part.heap.source} AS u JOIN {place.ref} AS d"
             f" ON {equal(place.key_of('d'), own)} WHERE u._open AND NOT u._fresh{settled}"

@@ -16,9 +16,10 @@ from etl_dagster.arrow.landing import landed_schema
 from etl_dagster.destinations.alteration import Alteration, alteration
 from etl_dagster.destinations.bigquery.client import Client
 from etl_dagster.destinations.bigquery.config import BigQueryConfig
+from etl_dagster.destinations.bigquery.layout import layout_of
 from etl_dagster.destinations.bigquery.ledger import Change, Entry, Ledger, TableBody, new_token, table_key
 from etl_dagster.destinations.bigquery.merge import CDC_ALIASES, Merge, Part, Place, value_name
-from etl_dagster.destinations.bigquery.naming import Names, fold, quoted
+from etl_dagster.destinations.bigquery.naming import Names, bare, fold, quoted
 from etl_dagster.destinations.bigquery.stage import Heap, Stage
 from etl_dagster.destinations.bigquery.types import CDC_TYPES, native_type
 from etl_dagster.model import (
@@ -34,6 +35,7 @@ from etl_dagster.model import (
     TableSchema,
 )
 
+_RENAMING = "rename columns"
 _LOG_COLUMNS = (*CDC_COLUMNS, UNCHANGED_COLUMN)
 _LOG_ALIASES = (*CDC_ALIASES, "_unchanged")
 
@@ -124,7 +126,7 @@ class LiveTable:
         compacted = compact(changes, tombstones=self._table.landing is Landing.SOFT_DELETE)
         part = self._steps[-1] if self._steps else None
         # Missing values are looked for in the table as earlier parts leave it.
-        if not isinstance(part, Part) or part.table != self._table or compacted.unresolved is not None:
+        if not isinstance(part, Part) or part.table != self._table or not part.goes_on_with(compacted):
             part = Part.begin(self._stage, self._table, self._context.config, open_=compacted.unresolved)
             self._steps.append(part)
         part.add(compacted)
@@ -203,7 +205,7 @@ class LiveTable:
             return body
         physical = body.physical or body.table_schema
         if body.ddl:
-            self._context.client.run(body.ddl, doing="rename columns", table=str(self._id), job_key=body.token)
+            self._carry_out(body)
         steps = alteration(physical, self._table, _existing(physical, body.others), self._fold)
         done = body.model_copy(
             update={
@@ -223,9 +225,21 @@ class LiveTable:
         update = {"table_schema": self._body.table_schema, "physical": self._table, "ddl": ddl, "token": new_token()}
         announced = done.model_copy(update=update)
         announce = Change(state={table_key(self._id): Entry(self._watermark, announced)})
-        self._context.ledger.commit(announce, doing="rename columns", table=self._id)
-        self._context.client.run(ddl, doing="rename columns", table=str(self._id), job_key=announced.token)
+        self._context.ledger.commit(announce, doing=_RENAMING, table=self._id)
+        self._carry_out(announced)
         self._body = announced
+
+    def _carry_out(self, body: TableBody) -> None:
+        """Rename columns as the state says, unless that has been done; a table is not clustered meanwhile."""
+        client, name, ref = self._context.client, str(self._id), bare(self._ref)
+        assert body.physical is not None
+        before = layout_of(body.table_schema, self._context.names, self._context.config).cluster_by
+        after = layout_of(body.physical, self._context.names, self._context.config).cluster_by
+        if before != after:
+            client.cluster(ref, [], doing=_RENAMING, table=name)
+        client.run(body.ddl, doing=_RENAMING, table=name, job_key=body.token)
+        if before != after:
+            client.cluster(ref, after, doing=_RENAMING, table=name)
 
     def _renaming(self, renames: Sequence[tuple[str, str]]) -> str:
         """One statement for all of them, through other names where they are in each other's way."""

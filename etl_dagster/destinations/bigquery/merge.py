@@ -10,7 +10,7 @@ is missing), ``s<i>`` (key under which the row stood before), ``_origin``, ``_op
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -27,8 +27,6 @@ from etl_dagster.model import CDC_COLUMNS, ChangeKind, Column, TableSchema
 
 CDC_ALIASES = ("_kind", "_lsn", "_ts")
 BOOL, INT64 = plain_type(pa.bool_()), plain_type(pa.int64())
-# A longer literal would not narrow a scan by more.
-_LONGEST_BOUND = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +52,10 @@ class Place:
     def name(self, column: Column) -> str:
         """SQL name of one of its columns."""
         return quoted(self.names.column(column.name))
+
+    def now(self, column: Column) -> Column:
+        """A column of an earlier schema as this table has it."""
+        return next(each for each in self.table.columns if each.attnum == column.attnum)
 
     @property
     def cdc(self) -> list[str]:
@@ -91,34 +93,36 @@ def equal(left: Sequence[str], right: Sequence[str]) -> str:
     return " AND ".join(f"{one} = {other}" for one, other in zip(left, right, strict=True))
 
 
-@dataclass
 class Bounds:
-    """Least and greatest value of the first key column, as literals; a scan leaves out blocks beyond them."""
+    """Least and greatest value of each key column, as literals; a scan leaves out blocks and partitions beyond them."""
 
-    column: Column
-    low: pa.Scalar | None = None
-    high: pa.Scalar | None = None
-    usable: bool = True
+    def __init__(self, columns: Sequence[Column]) -> None:
+        self._columns = columns
+        self._found: list[list[pa.Scalar]] = [[] for _ in columns]
 
-    def include(self, values: pa.Array | pa.ChunkedArray) -> None:
-        if not self.usable or not len(values) or not _is_orderly(values.type):
-            self.usable = self.usable and (not len(values) or _is_orderly(values.type))
-            return
-        found = pc.min_max(values)
-        low, high = found["min"], found["max"]
-        if low.is_valid:
-            self.low = low if self.low is None or low.as_py() < self.low.as_py() else self.low
-            self.high = high if self.high is None or high.as_py() > self.high.as_py() else self.high
+    def include(self, keys: pa.Table) -> None:
+        """Take more keys into account, column by column."""
+        for values, found in zip(keys.columns, self._found, strict=True):
+            if _is_orderly(values.type):
+                bounds = pc.min_max(values)
+                some = [*found, *(bound for bound in (bounds["min"], bounds["max"]) if bound.is_valid)]
+                found[:] = [min(some, key=_number), max(some, key=_number)] if some else []
 
-    def condition(self, column: str) -> str:
-        """That a value lies within them; empty when nothing is known."""
-        if not self.usable or self.low is None or self.high is None:
-            return ""
-        return f" AND {column} BETWEEN {_literal(self.low)} AND {_literal(self.high)}"
+    def condition(self, place: Place, alias: str) -> str:
+        """That a row of the place lies within them; empty when nothing is known."""
+        return "".join(
+            f" AND {alias}.{place.name(place.now(column))} BETWEEN {_literal(found[0])} AND {_literal(found[1])}"
+            for column, found in zip(self._columns, self._found, strict=True)
+            if found
+        )
 
 
 def _is_orderly(type_: pa.DataType) -> bool:
     return bool(pa.types.is_signed_integer(type_) or pa.types.is_date32(type_) or pa.types.is_timestamp(type_))
+
+
+def _number(value: pa.Scalar) -> int:
+    return int(value.value if hasattr(value, "value") else value.as_py())
 
 
 def _literal(value: pa.Scalar) -> str:
@@ -140,7 +144,6 @@ class Part:
     pieces: int = 0
     open: Unresolved | None = None
     keys: pa.Table | None = None
-    names: list[str] = field(default_factory=list)
 
     @classmethod
     def begin(cls, stage: Stage, table: TableSchema, config: BigQueryConfig, *, open_: Unresolved | None) -> Part:
@@ -151,7 +154,11 @@ class Part:
             fields += [("_row", INT64), ("_open", BOOL), ("_origin", INT64), ("_optional", BOOL), ("_fresh", BOOL)]
             fields += [(f"m{table.columns[i].attnum}", BOOL) for i in open_.columns]
             fields += [(f"s{i}", native_type(column, config)) for i, column in enumerate(table.key)]
-        return cls(table, stage.heap(fields, str(table.id)), Bounds(table.key[0]), open=open_)
+        return cls(table, stage.heap(fields, str(table.id)), Bounds(table.key), open=open_)
+
+    def goes_on_with(self, changes: Compacted) -> bool:
+        """Whether the next piece may be part of it: missing values are looked for in the place as it is before."""
+        return self.open is None and changes.unresolved is None
 
     def add(self, changes: Compacted) -> None:
         """Append a piece, which has to come under the part's schema."""
@@ -161,12 +168,12 @@ class Part:
         columns += [*_cdc(changes), gone, array_of(np.full(upserts + deletes, self.pieces))]
         if self.open is not None:
             columns += _open_columns(changes, self.open)
-            self.bounds.include(self.open.source_keys.column(0))
+            self.bounds.include(self.open.source_keys)
         self.keys = changes.upserts.select(list(self.table.key_indexes))
         self.heap.add(columns)
         self.pieces += 1
-        self.bounds.include(self.keys.column(0))
-        self.bounds.include(changes.deletes.column(0))
+        self.bounds.include(self.keys)
+        self.bounds.include(changes.deletes)
 
 
 def _values(changes: Compacted) -> list[pa.Array | pa.ChunkedArray]:
@@ -230,16 +237,13 @@ class Merge:
     def live_donors(self) -> str:
         """Rows of the place itself, under the keys that they had before."""
         place = self._place
-        values = "".join(f", d.{place.name(self._now(column))} AS v{column.attnum}" for column in self._kept())
+        values = "".join(f", d.{place.name(place.now(column))} AS v{column.attnum}" for column in self._kept())
         match = equal(place.key_of("d"), place.source_key_of("u"))
-        narrow = self._part.bounds.condition(f"d.{place.name(place.table.key[0])}")
+        narrow = self._part.bounds.condition(place, "d")
         return (
             f"SELECT u._row, 0 AS age{values} FROM {self._part.heap.source} AS u JOIN {place.ref} AS d"
             f" ON {match}{narrow} WHERE u._open AND NOT u._fresh"
         )
-
-    def _now(self, column: Column) -> Column:
-        return next(each for each in self._place.table.columns if each.attnum == column.attnum)
 
     def _kept(self) -> list[Column]:
         """Missing columns that the place still has."""
@@ -316,7 +320,7 @@ class Merge:
 
     def _match(self) -> str:
         place = self._place
-        narrow = self._part.bounds.condition(f"t.{place.name(place.table.key[0])}")
+        narrow = self._part.bounds.condition(place, "t")
         return f"{equal(place.key_of('t'), place.staged_key_of('s'))}{narrow}"
 
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 # Batches that wait to be taken, of about a megabyte each.
 _QUEUED = 4
 _PAGE_ROWS = 10_000
+# Up to so many, the REST API has sent them before the other has opened a session.
+_FEW_ROWS, _FEW_BYTES = 1000, 4 * 1024 * 1024
 # Finds a connection that a firewall has dropped in silence.
 _KEEPALIVE = [("grpc.keepalive_time_ms", 30_000), ("grpc.keepalive_timeout_ms", 10_000)]
 
@@ -46,5 +48,7 @@ def batches(
 
     retry = DEFAULT_RETRY.with_timeout(retry_seconds)
     rows = job.result(page_size=_PAGE_ROWS, retry=retry, timeout=timeout_seconds, job_retry=None)
+    if (rows.total_rows or 0) <= _FEW_ROWS and (job.total_bytes_processed or 0) <= _FEW_BYTES:
+        reader = None
     found = rows.to_arrow_iterable(bqstorage_client=reader, max_queue_size=_QUEUED, max_stream_count=1)
     return (batch for batch in found if batch.num_rows)
