@@ -1,15 +1,16 @@
-"""One micro-batch: gathered piece by piece, then brought in by one script, or by as few as BigQuery's limits allow."""
+"""One micro-batch: gathered piece by piece, then brought in by few scripts, several of them at once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from etl_dagster.destinations.bigquery.ledger import COPY, Change, held_key, table_key
 from etl_dagster.destinations.bigquery.live import Context, LiveTable
 from etl_dagster.destinations.bigquery.logs import LogWriter
 from etl_dagster.destinations.bigquery.stage import Heap, Stage
+from etl_dagster.destinations.bigquery.state import COPY, Change, Key, held_key, table_key
 from etl_dagster.errors import DestinationError, ErrorKind, EtlError, ValueUnrepresentable
 from etl_dagster.model import CopyTarget, EventBatch, Lsn, Route, TableEvents, TableId
 
@@ -43,18 +44,6 @@ class _Places:
         return change
 
 
-@dataclass
-class _Group:
-    """Tables whose changes one script brings in."""
-
-    changes: dict[TableId, Change] = field(default_factory=dict)
-    size: int = 0
-
-    def add(self, table: TableId, change: Change) -> None:
-        self.changes[table] = change
-        self.size += change.size
-
-
 class BatchWriter:
     """Applies one batch; ``changes`` counts them by table."""
 
@@ -75,12 +64,23 @@ class BatchWriter:
             if places.live is not None:
                 with _concerning(table):
                     places.live.end(batch.position)
-        change = Change(positions=dict(self._watermarks(batch.position)))
-        for group in self._groups(batch.position):
-            self._commit(group, change)
-            change = Change()
-        if change.positions:
-            self._context.ledger.commit(change, doing=_DOING)
+        lanes = self._lanes(batch.position)
+        if lanes:
+            with ThreadPoolExecutor(len(lanes)) as threads:
+                list(threads.map(lambda lane: lane.run(batch.position), lanes))
+
+    def _lanes(self, position: Lsn) -> list[_Lane]:
+        """What there is to do, by lane."""
+        lanes: dict[int, _Lane] = {}
+        for table, places in self._places.items():
+            self._lane(lanes, table).tables[table] = places
+        for table, key in self._watermarks(position):
+            self._lane(lanes, table).positions[key] = position
+        return list(lanes.values())
+
+    def _lane(self, lanes: dict[int, _Lane], table: TableId) -> _Lane:
+        number = self._context.ledger.lane(table)
+        return lanes.setdefault(number, _Lane(self._context, self._stage, number))
 
     def _take_in(self, events: TableEvents) -> None:
         table = events.table.id
@@ -104,20 +104,21 @@ class BatchWriter:
         # Changes for the log of a copy that is finished go to the live table, which the copy has become.
         finished = log is not None and log.finished_rows is not None
         places = _Places()
-        if (route.live or finished) and table_key(table) in ledger.entries:
-            places.live = LiveTable(self._context, self._stage, table, ledger.entries[table_key(table)].lsn)
+        if (route.live or finished) and (entry := ledger.entry(table_key(table))) is not None:
+            places.live = LiveTable(self._context, self._stage, table, entry.lsn)
         if route.log is not None and not finished:
             places.log, places.target = self._log((COPY, route.log.copy_id), table), route.log
         return places
 
-    def _log(self, key: tuple[str, str], table: TableId) -> LogWriter:
-        if key not in self._context.ledger.entries:
+    def _log(self, key: Key, table: TableId) -> LogWriter:
+        entry = self._context.ledger.entry(key)
+        if entry is None:
             raise DestinationError(f"{table} has no held log", hint=f"Re-sync {table}", table=str(table))
-        return LogWriter(self._context.ledger, self._stage, key, table)
+        return LogWriter(self._context.ledger, self._stage, key, entry, table)
 
-    def _watermarks(self, position: Lsn) -> Iterator[tuple[tuple[str, str], Lsn]]:
+    def _watermarks(self, position: Lsn) -> Iterator[tuple[TableId, Key]]:
         """Entries whose watermarks are to be raised for tables to which nothing happened."""
-        entries = self._context.ledger.entries
+        ledger = self._context.ledger
         for table, route in self._routes.items():
             if table in self._places:
                 continue
@@ -127,44 +128,66 @@ class BatchWriter:
             if not route.held and (route.live or self._is_finished(route)):
                 keys.append(table_key(table))
             for key in keys:
-                if key in entries and entries[key].lsn < position:
-                    yield key, position
+                entry = ledger.entry(key)
+                if entry is not None and entry.lsn < position:
+                    yield table, key
 
     def _is_finished(self, route: Route) -> bool:
         return route.log is not None and self._context.ledger.copy(route.log).finished_rows is not None
 
-    def _groups(self, position: Lsn) -> Iterator[_Group]:
-        tables = list(self._places)
+
+class _Lane:
+    """What a batch brings to the tables of one lane, in as few scripts as BigQuery's limits allow.
+
+    Attributes:
+        positions: Watermarks of tables to which nothing happened.
+    """
+
+    def __init__(self, context: Context, stage: Stage, number: int) -> None:
+        self._context = context
+        self._stage = stage
+        self._number = number
+        self.tables: dict[TableId, _Places] = {}
+        self.positions: dict[Key, Lsn] = {}
+
+    def run(self, position: Lsn) -> None:
+        """Bring it in."""
+        idle = Change(positions=self.positions)
+        for group in self._groups(position):
+            self._commit(group, idle)
+            idle = Change()
+        if idle.positions:
+            self._context.ledger.commit_lane(self._number, idle, doing=_DOING)
+
+    def _groups(self, position: Lsn) -> Iterator[dict[TableId, Change]]:
+        """Changes that go together."""
+        tables = list(self.tables)
         for start in range(0, len(tables), _MOST_TABLES):
             chosen = tables[start : start + _MOST_TABLES]
-            with _concerning_one(chosen):
-                self._stage.place(self._heaps(chosen))
-            group = _Group()
+            self._stage.place(heap for table in chosen for heap in self.tables[table].heaps())
+            group: dict[TableId, Change] = {}
             for table in chosen:
-                change = self._places[table].change(position)
-                if group.changes and group.size + change.size > _MOST_SQL:
+                change = self.tables[table].change(position)
+                if group and sum(each.size for each in group.values()) + change.size > _MOST_SQL:
                     yield group
-                    group = _Group()
-                group.add(table, change)
+                    group = {}
+                group[table] = change
             yield group
 
-    def _heaps(self, tables: Iterable[TableId]) -> list[Heap]:
-        return [heap for table in tables for heap in self._places[table].heaps()]
-
-    def _commit(self, group: _Group, first: Change) -> None:
+    def _commit(self, group: Mapping[TableId, Change], idle: Change) -> None:
         """All tables of a group at once; one by one when something is wrong with one of them."""
         ledger, together = self._context.ledger, Change()
-        for change in [first, *group.changes.values()]:
+        for change in [idle, *group.values()]:
             together.add(change)
-        only = next(iter(group.changes)) if len(group.changes) == 1 else None
+        only = next(iter(group)) if len(group) == 1 else None
         try:
-            ledger.commit(together, doing=_DOING, table=only)
+            ledger.commit_lane(self._number, together, doing=_DOING, table=only)
         except EtlError as error:
             if only is not None or error.table is not None or error.kind is ErrorKind.DESTINATION_UNAVAILABLE:
                 raise
-            if first.positions:
-                ledger.commit(first, doing=_DOING)
-            for table, change in group.changes.items():
+            if idle.positions:
+                ledger.commit_lane(self._number, idle, doing=_DOING)
+            for table, change in group.items():
                 ledger.commit(change, doing=_DOING, table=table)
 
 
@@ -176,9 +199,3 @@ def _concerning(table: TableId) -> Iterator[None]:
     except ValueUnrepresentable as error:
         error.table = error.table or str(table)
         raise
-
-
-@contextmanager
-def _concerning_one(tables: list[TableId]) -> Iterator[None]:
-    with _concerning(tables[0]):
-        yield

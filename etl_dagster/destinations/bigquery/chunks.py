@@ -16,10 +16,10 @@ from etl_dagster.destinations.base import ChunkRows
 from etl_dagster.destinations.bigquery.encoding import encode
 from etl_dagster.destinations.bigquery.finish import SNAPSHOT_LABEL, cdc_names, chunk_key
 from etl_dagster.destinations.bigquery.layout import Field
-from etl_dagster.destinations.bigquery.ledger import COPY, SNAPSHOT, Change, Entry
 from etl_dagster.destinations.bigquery.live import Context
 from etl_dagster.destinations.bigquery.naming import bare
 from etl_dagster.destinations.bigquery.parquet import ParquetFile
+from etl_dagster.destinations.bigquery.state import COPY, SNAPSHOT, Change, Entry
 from etl_dagster.destinations.bigquery.types import CDC_TYPES, NativeType, native_type, plain_type
 from etl_dagster.errors import DestinationError, ValueUnrepresentable
 from etl_dagster.model import LSN_COLUMN, TIMESTAMP_COLUMN, ChangeType, CopyTarget, Landing
@@ -118,7 +118,8 @@ class ChunkWriter:
         """Rows of slices that were read again are staged among the others; also that there are none has to be known."""
         ledger, key = self._context.ledger, (COPY, self._target.copy_id)
         with ledger.alone():
-            copy = ledger.copy(self._target)
+            copy, entry = ledger.copy(self._target), ledger.entry(key)
+            assert entry is not None
             known = copy.model_copy(update={"rereads": {**copy.rereads, chunk.chunk_id: rows}})
-            change = Change(state={key: Entry(ledger.entries[key].lsn, known)})
+            change = Change(state={key: Entry(entry.lsn, known)})
             ledger.commit(change, doing=_DOING, table=self._table.id)

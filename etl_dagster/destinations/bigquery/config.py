@@ -193,7 +193,7 @@ class TableOptions(FrozenModel):
 
     partition_by: Partition | None = Field(
         None,
-        description="A column that never changes, best the first one of the key, so that a batch reads few partitions",
+        description="A column that never changes, best one of the key, so that a batch reads few partitions",
         examples=[{"type": "time", "column": "created_at", "granularity": "day"}],
     )
     cluster_by: tuple[str, ...] | None = Field(

@@ -23,24 +23,24 @@ from etl_dagster.destinations.bigquery.finish import (
     swap,
 )
 from etl_dagster.destinations.bigquery.layout import Field, Layout, layout_ddl, layout_of, partitioning
-from etl_dagster.destinations.bigquery.ledger import (
+from etl_dagster.destinations.bigquery.ledger import Ledger
+from etl_dagster.destinations.bigquery.live import Context
+from etl_dagster.destinations.bigquery.logs import creation, read_raw
+from etl_dagster.destinations.bigquery.naming import INTERNAL, Names, bare, quoted
+from etl_dagster.destinations.bigquery.slices import SliceFinish
+from etl_dagster.destinations.bigquery.stage import Stage
+from etl_dagster.destinations.bigquery.state import (
     COPY,
     SNAPSHOT,
     Change,
     CopyBody,
     Entry,
-    Ledger,
     LogBody,
     TableBody,
     held_key,
     new_token,
     table_key,
 )
-from etl_dagster.destinations.bigquery.live import Context
-from etl_dagster.destinations.bigquery.logs import creation, read_raw
-from etl_dagster.destinations.bigquery.naming import Names, bare, quoted
-from etl_dagster.destinations.bigquery.slices import SliceFinish
-from etl_dagster.destinations.bigquery.stage import Stage
 from etl_dagster.destinations.bigquery.types import CDC_TYPES, NativeType, native_type
 from etl_dagster.destinations.registry import DestinationPlugin
 from etl_dagster.errors import DestinationError
@@ -91,10 +91,10 @@ class BigQueryDestination(Destination):
         client = Client(self.config) if self._open is None else self._open.client
         client.ensure_dataset()
         ledger = Ledger(client, self._names, owner)
-        ledger.open()
+        there = ledger.open()
         self._open = Context(client, ledger, self._names, self.config)
         self._settle()
-        self._sweep()
+        self._sweep(there)
 
     def shutdown(self) -> None:
         if self._open is not None:
@@ -117,13 +117,13 @@ class BigQueryDestination(Destination):
             if copy.swapping is not None:
                 swap(self._context, copy_id, copy)
 
-    def _sweep(self) -> None:
+    def _sweep(self, there: set[str]) -> None:
         """Remove what a process that was killed has left behind."""
-        client, prefix = self._context.client, self._ledger.prefix
-        used = self._ledger.tokens()
-        for name in client.table_names(f"_etl_{prefix}"):
-            if name.rpartition("_")[2] not in used:
-                client.drop_table(bare(self._names.internal(name.removeprefix("_etl_"))))
+        client, used = self._context.client, self._ledger.tokens()
+        for name in (each.removeprefix(INTERNAL) for each in there if each.startswith(INTERNAL)):
+            ours = name.startswith(self._ledger.prefix) and not self._ledger.is_state(name)
+            if ours and name.rpartition("_")[2] not in used:
+                client.drop_table(bare(self._names.internal(name)))
 
     def check(self, tables: Mapping[TableId, int]) -> Iterator[CheckResult]:
         from etl_dagster.destinations.bigquery.check import check
@@ -143,7 +143,7 @@ class BigQueryDestination(Destination):
         return {table: lsn for table, (lsn, _) in self._ledger.held().items()}
 
     def row_count(self, table: TableId) -> int | None:
-        known = table_key(table) in self._ledger.entries
+        known = self._ledger.entry(table_key(table)) is not None
         return self._context.client.rows(bare(self._names.live(table))) if known else None
 
     # -- copies -------------------------------------------------------------------------------------------------------
@@ -153,7 +153,7 @@ class BigQueryDestination(Destination):
             if isinstance(target, CopyTarget):
                 if target.copy_id not in self._ledger.copies():
                     self._begin_copy(target)
-            elif table_key(target.id) in self._ledger.entries:
+            elif self._ledger.entry(table_key(target.id)) is not None:
                 change = Change(statements=[f"TRUNCATE TABLE {self._names.live(target.id)}"])
                 self._ledger.commit(change, doing="truncate a table", table=target.id)
             else:
@@ -237,7 +237,7 @@ class BigQueryDestination(Destination):
     def hold_table(self, table: TableSchema) -> None:
         key = held_key(table.id)
         with self._ledger.alone():
-            if key not in self._ledger.entries:
+            if self._ledger.entry(key) is None:
                 body = LogBody(token=new_token())
                 change = Change(state={key: Entry(ZERO_LSN, body)}, ddl=[creation(self._ledger.log(body))])
                 self._ledger.commit(change, doing="hold a table", table=table.id)
@@ -258,7 +258,7 @@ class BigQueryDestination(Destination):
         with self._ledger.alone():
             change = self._forgetting(table)
             change.add(self._ledger.disown_table(table))
-            if table_key(table) in self._ledger.entries:
+            if self._ledger.entry(table_key(table)) is not None:
                 change.state[table_key(table)] = None
                 change.afterwards.append(f"DROP TABLE IF EXISTS {self._names.live(table)}")
             self._ledger.commit(change, doing="drop a table", table=table)

@@ -20,7 +20,12 @@ from etl_dagster.arrow.fixed import array_of
 from etl_dagster.arrow.snapshots import unseen
 from etl_dagster.arrow.types import column_type
 from etl_dagster.destinations.bigquery.layout import Field, Layout, layout_ddl, layout_of, options_ddl, partitioning
-from etl_dagster.destinations.bigquery.ledger import (
+from etl_dagster.destinations.bigquery.live import Context, append_changelog, changelog_heap
+from etl_dagster.destinations.bigquery.logs import read_changes
+from etl_dagster.destinations.bigquery.merge import Merge, Part, Place, equal
+from etl_dagster.destinations.bigquery.naming import bare, quoted
+from etl_dagster.destinations.bigquery.stage import Heap, Stage
+from etl_dagster.destinations.bigquery.state import (
     COPY,
     SNAPSHOT,
     Change,
@@ -30,11 +35,6 @@ from etl_dagster.destinations.bigquery.ledger import (
     new_token,
     table_key,
 )
-from etl_dagster.destinations.bigquery.live import Context, append_changelog, changelog_heap
-from etl_dagster.destinations.bigquery.logs import read_changes
-from etl_dagster.destinations.bigquery.merge import Merge, Part, Place, equal
-from etl_dagster.destinations.bigquery.naming import bare, quoted
-from etl_dagster.destinations.bigquery.stage import Heap, Stage
 from etl_dagster.destinations.bigquery.types import CDC_TYPES, native_type
 from etl_dagster.model import (
     CDC_COLUMNS,

@@ -17,10 +17,11 @@ from etl_dagster.destinations.alteration import Alteration, alteration
 from etl_dagster.destinations.bigquery.client import Client
 from etl_dagster.destinations.bigquery.config import BigQueryConfig
 from etl_dagster.destinations.bigquery.layout import layout_of
-from etl_dagster.destinations.bigquery.ledger import Change, Entry, Ledger, TableBody, new_token, table_key
+from etl_dagster.destinations.bigquery.ledger import Ledger
 from etl_dagster.destinations.bigquery.merge import CDC_ALIASES, Merge, Part, Place, value_name
 from etl_dagster.destinations.bigquery.naming import Names, bare, fold, quoted
 from etl_dagster.destinations.bigquery.stage import Heap, Stage
+from etl_dagster.destinations.bigquery.state import Change, Entry, TableBody, new_token, table_key
 from etl_dagster.destinations.bigquery.types import CDC_TYPES, native_type
 from etl_dagster.model import (
     CDC_COLUMNS,

@@ -11,8 +11,9 @@ from etl_dagster.arrow.changes import beyond, from_record_batch, same_columns, s
 from etl_dagster.arrow.fixed import array_of
 from etl_dagster.destinations.bigquery.client import Client
 from etl_dagster.destinations.bigquery.layout import Field
-from etl_dagster.destinations.bigquery.ledger import Change, CopyBody, Entry, Key, Ledger, LogBody
+from etl_dagster.destinations.bigquery.ledger import Ledger
 from etl_dagster.destinations.bigquery.stage import Heap, Stage
+from etl_dagster.destinations.bigquery.state import Change, CopyBody, Entry, Key, LogBody
 from etl_dagster.destinations.bigquery.types import plain_type
 from etl_dagster.model import ChangeSet, Lsn, RawChanges, TableEvents, TableId, TableSchema
 
@@ -32,11 +33,10 @@ class LogWriter:
     """Appends what one batch brings to one log.
 
     Args:
-        key: Of the log's entry in the state.
+        key: Of the log's entry in the state; ``entry`` is what it says now.
     """
 
-    def __init__(self, ledger: Ledger, stage: Stage, key: Key, table: TableId) -> None:
-        entry = ledger.entries[key]
+    def __init__(self, ledger: Ledger, stage: Stage, key: Key, entry: Entry, table: TableId) -> None:
         assert isinstance(entry.body, CopyBody | LogBody)
         self._key = key
         self._lsn = entry.lsn

@@ -21,12 +21,12 @@ from etl_dagster.arrow.types import arrow_schema, arrow_type, column_type
 from etl_dagster.destinations.admission import require_sliceable, slice_column, table_not_live
 from etl_dagster.destinations.bigquery.encoding import decode
 from etl_dagster.destinations.bigquery.finish import Undecided, chunk_key, leftovers, staged_place
-from etl_dagster.destinations.bigquery.ledger import COPY, Change, CopyBody, Entry, TableBody, table_key
 from etl_dagster.destinations.bigquery.live import Context, LiveTable
 from etl_dagster.destinations.bigquery.logs import read_changes
 from etl_dagster.destinations.bigquery.merge import Place, equal
 from etl_dagster.destinations.bigquery.naming import bare, quoted
 from etl_dagster.destinations.bigquery.stage import Heap, Stage
+from etl_dagster.destinations.bigquery.state import COPY, Change, CopyBody, Entry, TableBody, table_key
 from etl_dagster.destinations.bigquery.types import native_type, plain_type
 from etl_dagster.model import (
     LSN_COLUMN,
@@ -83,7 +83,7 @@ class SliceFinish:
     def _follow(self, stage: Stage) -> TableBody:
         """Have the live table follow the columns of the copy, as if they had come by the stream."""
         table = self._target.table
-        entry = self._ledger.entries.get(table_key(table.id))
+        entry = self._ledger.entry(table_key(table.id))
         if entry is None:
             raise table_not_live(table.id)
         live = LiveTable(self._context, stage, table.id, entry.lsn)
@@ -114,7 +114,9 @@ class SliceFinish:
     def _end(self, change: Change, copy: CopyBody, rows: int) -> None:
         key = COPY, self._target.copy_id
         done = CopyBody(table=copy.table, token=copy.token, finished_rows=rows)
-        change.state[key] = Entry(self._ledger.entries[key].lsn, done)
+        entry = self._ledger.entry(key)
+        assert entry is not None
+        change.state[key] = Entry(entry.lsn, done)
         change.afterwards += leftovers(self._context, copy)
         self._ledger.commit(change, doing=_DOING, table=copy.table)
 

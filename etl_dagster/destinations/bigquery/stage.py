@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from itertools import count
 from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Self
@@ -20,10 +21,12 @@ from etl_dagster.destinations.bigquery.config import BigQueryConfig
 from etl_dagster.destinations.bigquery.encoding import encode
 from etl_dagster.destinations.bigquery.inline import inline_rows, inline_source
 from etl_dagster.destinations.bigquery.layout import Field
-from etl_dagster.destinations.bigquery.ledger import Ledger, new_token
+from etl_dagster.destinations.bigquery.ledger import Ledger
 from etl_dagster.destinations.bigquery.naming import bare
 from etl_dagster.destinations.bigquery.parquet import ParquetFile
+from etl_dagster.destinations.bigquery.state import new_token
 from etl_dagster.destinations.bigquery.types import NativeType
+from etl_dagster.errors import EtlError
 
 # A request may have 10 MB, and holds base64 and the script besides.
 MOST_INLINE_BYTES = 4 * 1024 * 1024
@@ -31,30 +34,40 @@ _LOADS_AT_ONCE = 8
 
 
 class Stage:
-    """Where the rows of one operation wait; a context, at whose end files and leftover tables are gone."""
+    """Where the rows of one operation wait; a context, at whose end its files are gone."""
 
     def __init__(self, client: Client, ledger: Ledger, config: BigQueryConfig) -> None:
         self._client = client
         self._ledger = ledger
         self._config = config
         self._stack = ExitStack()
-        self._parameters = 0
+        self._numbers = count()
+        self._loaded: list[str] = []
 
     def __enter__(self) -> Self:
         self._folder = self._stack.enter_context(TemporaryDirectory(prefix="etl-dagster-"))
+        self._threads = self._stack.enter_context(ThreadPoolExecutor(_LOADS_AT_ONCE))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None:
+            self._clear_up()
         self._stack.close()
+
+    def _clear_up(self) -> None:
+        """Remove what no script has removed; what stays is removed when the destination is started again."""
+        with suppress(EtlError):
+            for ref in self._loaded:
+                self._client.drop_table(bare(ref))
 
     def heap(self, fields: Sequence[tuple[str, NativeType]], table: str | None = None) -> Heap:
         """A new collection of rows with these columns."""
         return Heap(self._folder, fields, self._config.inline_bytes, table)
 
     def place(self, heaps: Iterable[Heap]) -> None:
-        """Bring heaps to where one script can read them all."""
+        """Bring heaps to where one script can read them all; several threads may do so."""
         large, room = [], MOST_INLINE_BYTES
         for heap in heaps:
             if heap.source:
@@ -64,15 +77,13 @@ class Stage:
                 large.append(heap)
             else:
                 room -= len(text)
-                self._parameters += 1
-                heap.put_inline(f"etl_{self._parameters}", text)
-        if large:
-            with ThreadPoolExecutor(min(_LOADS_AT_ONCE, len(large))) as threads:
-                list(threads.map(self._load, large))
+                heap.put_inline(f"etl_{next(self._numbers)}", text)
+        list(self._threads.map(self._load, large))
 
     def _load(self, heap: Heap) -> None:
         token = new_token()
         ref = self._ledger.own("stage", token)
+        self._loaded.append(ref)
         with heap.file() as file:
             self._client.load(
                 bare(ref),
