@@ -21,6 +21,9 @@ sys.path.insert(0, str(ROOT))
 
 from etl_dagster.arrow.types import column_type  # noqa: E402
 from etl_dagster.config import PipelineConfig  # noqa: E402
+from etl_dagster.destinations.bigquery.config import BigQueryConfig, TableOptions  # noqa: E402
+from etl_dagster.destinations.bigquery.errors import REASONS, Fault  # noqa: E402
+from etl_dagster.destinations.bigquery.types import native_type  # noqa: E402
 from etl_dagster.destinations.duckdb.config import DuckDbConfig  # noqa: E402
 from etl_dagster.destinations.duckdb.encoding import duckdb_type  # noqa: E402
 from etl_dagster.destinations.memory.config import MemoryConfig  # noqa: E402
@@ -45,16 +48,26 @@ def fields(model: type[BaseModel], prefix: str = "") -> str:
 def _fields(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str, str]]:
     for name, info in model.model_fields.items():
         path = f"{prefix}{info.alias or name}"
-        inner = _model(info.annotation)
-        if inner is not None:
-            yield from _fields(inner, f"{path}.")
+        if inner := _models(info.annotation):
+            yield from _united([list(_fields(each, f"{path}.")) for each in inner])
         else:
             yield path, _kind(info.annotation), _default(info), (info.description or "").replace("|", "\\|")
 
 
-def _model(annotation: Any) -> type[BaseModel] | None:
+def _models(annotation: Any) -> list[type[BaseModel]]:
     found = [part for part in _parts(annotation) if isinstance(part, type) and issubclass(part, BaseModel)]
-    return found[0] if found and found[0] is not NumericRule else None
+    return [part for part in found if part is not NumericRule]
+
+
+def _united(models: list[list[tuple[str, str, str, str]]]) -> Iterator[tuple[str, str, str, str]]:
+    """The rows of several models, of which one is chosen by its `type`."""
+    for path in dict.fromkeys(path for rows in models for path, *_ in rows):
+        same = [row for rows in models for row in rows if row[0] == path]
+        default, about = same[0][2], "; ".join(dict.fromkeys(about for *_, about in same if about))
+        if len(same) < len(models):
+            types = [rows[0][1] for rows in models if path in {row[0] for row in rows}]
+            about = f"{about} (type {', '.join(types)})"
+        yield path, ", ".join(dict.fromkeys(kind for _, kind, _, _ in same)), default, about
 
 
 def _parts(annotation: Any) -> list[Any]:
@@ -74,6 +87,9 @@ def _plain(part: Any) -> str:
         return ", ".join(f"`{value}`" for value in get_args(part))
     if get_origin(part) is tuple:
         return f"list of {_kind(get_args(part)[0])}"
+    if get_origin(part) is dict:
+        _, value = get_args(part)
+        return "see below" if _models(value) else f"{_kind(value)} by name"
     if isinstance(part, type) and issubclass(part, Enum):
         return ", ".join(f"`{member.value}`" for member in part)
     names = {
@@ -115,6 +131,7 @@ _SHOWN: tuple[tuple[str, PgType], ...] = (
         )
     ),
     ("numeric(12,2)", PgType(oid=1700, name="numeric", typmod=(12 << 16 | 2) + 4)),
+    ("numeric(30,12)", PgType(oid=1700, name="numeric", typmod=(30 << 16 | 12) + 4)),
     ("numeric(50,10)", PgType(oid=1700, name="numeric", typmod=(50 << 16 | 10) + 4)),
     ("numeric", PgType(oid=1700, name="numeric")),
     *(
@@ -167,6 +184,39 @@ def _type_row(name: str, column: Column) -> str:
     return f"| {name} | `{arrow}` | `{duckdb_type(arrow)}` | {'' if as_text == arrow else f'`{as_text}`'} |"
 
 
+def bigquery_types() -> str:
+    """PostgreSQL type and BigQuery type, also where the column is in the key and under the options that matter."""
+    rows = [_bigquery_row(name, Column(attnum=1, name=name, type=type_)) for name, type_ in _SHOWN]
+    return "\n".join(["| PostgreSQL | BigQuery | in a key | with options |", "|---|---|---|---|", *rows])
+
+
+def _bigquery_row(name: str, column: Column) -> str:
+    usual = _native(column)
+    key = _native(column.model_copy(update={"key_ordinal": 1}))
+    others = {f"`{field}: {value}`": _native(column, **{field: value}) for field, value in _BIGQUERY_OPTIONS}
+    options = ", ".join(f"{option}: `{type_}`" for option, type_ in others.items() if type_ != usual)
+    return f"| {name} | `{usual}` | {'' if key == usual else f'`{key}`'} | {options} |"
+
+
+_BIGQUERY_OPTIONS = (("json", "string"), ("arrays", "repeated"))
+
+
+def _native(column: Column, **options: Any) -> str:
+    return native_type(column, BigQueryConfig(project="project", dataset="dataset", **options)).native
+
+
+def bigquery_errors() -> str:
+    """What BigQuery's reasons mean, those that mean the same together."""
+    faults: dict[Fault, list[str]] = {}
+    for reason, fault in REASONS.items():
+        faults.setdefault(fault, []).append(f"`{reason}`")
+    rows = [
+        f"| {', '.join(reasons)} | `{fault.kind}` | {'yes' if fault.again else ''} | {fault.hint} |"
+        for fault, reasons in faults.items()
+    ]
+    return "\n".join(["| reason | kind | tried again at once | what to do |", "|---|---|---|---|", *rows])
+
+
 def policy() -> str:
     """What the engine does about each kind of error by itself."""
     missing = [kind for kind in ErrorKind if kind not in POLICY]
@@ -183,6 +233,10 @@ def diagram() -> str:
 PARTS: dict[str, Callable[[], str]] = {
     "source fields": lambda: fields(SourceConfig, "source."),
     "duckdb fields": lambda: fields(DuckDbConfig, "destination."),
+    "bigquery fields": lambda: fields(BigQueryConfig, "destination."),
+    "bigquery table fields": lambda: fields(TableOptions, "destination.tables.NAME."),
+    "bigquery types": bigquery_types,
+    "bigquery errors": bigquery_errors,
     "memory fields": lambda: fields(MemoryConfig, "destination."),
     "sqlite fields": lambda: fields(SqliteStoreConfig, "store."),
     "postgres store fields": lambda: fields(PostgresStoreConfig, "store."),

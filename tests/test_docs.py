@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from etl_dagster.config import PipelineConfig, load_config
+from etl_dagster.destinations.bigquery.config import BigQueryConfig
 from etl_dagster.errors import ErrorKind
+from etl_dagster.orchestration import PipelineParts
 from scripts import docs
 
 ROOT = Path(__file__).parents[1]
@@ -55,3 +61,31 @@ def test_the_config_that_the_readme_shows_is_valid(tmp_path: Path) -> None:
     path = tmp_path / "etl-dagster.yaml"
     path.write_text(shown[1])
     assert isinstance(load_config(path, {"SOURCE_DSN": "postgresql://etl@localhost/bookshop"}), PipelineConfig)
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.+?)```", (ROOT / page).read_text(), flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("block", [*blocks("docs/bigquery.md", "yaml"), blocks("README.md", "yaml")[1]])
+def test_the_configs_that_are_shown_of_bigquery_are_valid(block: str, tmp_path: Path) -> None:
+    whole = {
+        "name": "shop",
+        "source": {"connection": {"dsn": "${SOURCE_DSN}"}},
+        "destination": {"type": "bigquery", "project": "my-project", "dataset": "shop"},
+    }
+    path = tmp_path / "etl-dagster.yaml"
+    path.write_text(yaml.safe_dump(whole | yaml.safe_load(block)))
+    assert isinstance(load_config(path, {"SOURCE_DSN": "postgresql://etl@localhost/shop"}).destination, BigQueryConfig)
+
+
+def test_the_project_that_is_shown_of_bigquery_replicates_into_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = dict.fromkeys(("client_email", "private_key", "token_uri"), "x") | {"type": "service_account"}
+    monkeypatch.setenv("GCP_KEY_BASE64", base64.b64encode(json.dumps(key).encode()).decode())
+    (project,) = blocks("docs/bigquery.md", "python")
+    names: dict[str, Any] = {}
+    exec(project, names)
+    parts = names["PIPELINE"]
+    assert isinstance(parts, PipelineParts)
+    assert isinstance(config := parts.destination_now(), BigQueryConfig)
+    assert (config.project, config.location, config.arrays) == ("my-project", "EU", "repeated")
