@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 import sys
@@ -55,6 +56,10 @@ def test_project_and_dataset_are_enough() -> None:
         ({"tables": {"public.t": {"cluster_by": ["a", "a"]}}}, "tables.public.t.cluster_by"),
         ({"tables": {"public.t": {"partition_by": {"type": "time"}}}}, "tables.public.t.partition_by.time.column"),
         ({"batch_seconds": -1}, "batch_seconds"),
+        ({"batch_seconds": float("inf")}, "batch_seconds"),
+        ({"batch_seconds": float("nan")}, "batch_seconds"),
+        ({"retry_seconds": float("inf")}, "retry_seconds"),
+        ({"timeout_seconds": 86_401}, "timeout_seconds"),
         ({"inline_bytes": 100_000_000}, "inline_bytes"),
         ({"maximum_bytes_billed": 1}, "maximum_bytes_billed"),
         ({"api_endpoint": "127.0.0.1:9050"}, "api_endpoint"),
@@ -103,6 +108,26 @@ def test_the_exact_name_wins_then_the_first_pattern() -> None:
 def test_a_key_that_is_none_is_refused_and_not_shown(key: str, wrong: str) -> None:
     given = LEAST | {"credentials": {"type": "key", "json": key}}
     with pytest.raises(ConfigError, match=f"destination.credentials.key.json: .*{wrong}") as caught:
+        parse_destination(given)
+    chain = f"{caught.value} {caught.value.__cause__!r} {caught.value.__cause__.errors()!r}"  # type: ignore[union-attr]
+    assert "s3cr3t" not in chain
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        json.dumps(KEY),
+        json.dumps(KEY, indent=2),
+        SECRET,
+        f"s3cr3t\n{SECRET}",
+        f"s3cr3t{base64.b64encode(json.dumps({**KEY, 'private_key': SECRET * 40}).encode()).decode()}",
+    ],
+)
+def test_a_key_in_the_place_of_its_path_is_refused_and_not_shown(content: str) -> None:
+    given = LEAST | {"credentials": {"type": "file", "path": content}}
+    with pytest.raises(
+        ConfigError, match=r"destination.credentials.file.path: .*is the content of a key file"
+    ) as caught:
         parse_destination(given)
     chain = f"{caught.value} {caught.value.__cause__!r} {caught.value.__cause__.errors()!r}"  # type: ignore[union-attr]
     assert "s3cr3t" not in chain

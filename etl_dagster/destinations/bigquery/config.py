@@ -26,11 +26,15 @@ MOST_INLINE_BYTES = 4 * 1024 * 1024
 TIMEOUT_SECONDS = 180.0
 # Longer than most of the troubles that Google's own status page has called short.
 RETRY_SECONDS = 600.0
+# A day: who waits longer waits for ever.
+LONGEST_SECONDS = 86_400.0
 CONSOLE_URL = "https://console.cloud.google.com/bigquery"
 STAGING_PREFIX = "etl-dagster/"
 # BigQuery's limit, for clustering and for labels.
 MOST_CLUSTER_COLUMNS = 4
 MOST_LABELS = 60
+# Far beyond any path of use, and less than any key, also in base64.
+LONGEST_PATH = 1024
 # BigQuery's limit per table.
 MOST_PARTITIONS = 10_000
 
@@ -66,6 +70,18 @@ def _label_value(value: str) -> str:
     if value != value.lower() or _LABEL_VALUE.fullmatch(value) is None:
         raise ValueError("must have up to 63 small letters, digits, - and _")
     return value
+
+
+def _wrapped(data: dict[str, Any], name: str) -> dict[str, Any]:
+    """What is refused is kept in the error's details; wrapped, it is kept unreadable."""
+    return {**data, name: SecretStr(data[name])}
+
+
+def _is_content(path: object) -> bool:
+    """Whether somebody gave a key file's text, plain or in base64, where its path belongs."""
+    return isinstance(path, str) and (
+        len(path) > LONGEST_PATH or path.lstrip().startswith("{") or "\n" in path or "PRIVATE KEY" in path
+    )
 
 
 def _table_pattern(value: str) -> str:
@@ -110,10 +126,7 @@ class KeyCredentials(FrozenModel):
     @model_validator(mode="before")
     @classmethod
     def _wrap_secrets(cls, data: Any) -> Any:
-        # What is refused is kept in the error's details; wrapped, it is kept unreadable.
-        if isinstance(data, dict) and isinstance(data.get("json"), str):
-            return {**data, "json": SecretStr(data["json"])}
-        return data
+        return _wrapped(data, "json") if isinstance(data, dict) and isinstance(data.get("json"), str) else data
 
     @field_validator("json_")
     @classmethod
@@ -135,6 +148,19 @@ class FileCredentials(FrozenModel):
     type: Literal["file"] = "file"
     path: str = Field(min_length=1, description="The file", examples=["/run/secrets/bigquery.json"])
     impersonate: Account | None = _IMPERSONATE
+
+    @model_validator(mode="before")
+    @classmethod
+    def _wrap_keys(cls, data: Any) -> Any:
+        return _wrapped(data, "path") if isinstance(data, dict) and _is_content(data.get("path")) else data
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def _is_a_path(cls, value: Any) -> Any:
+        if isinstance(value, SecretStr):
+            # pydantic takes no TypeError
+            raise ValueError("is the content of a key file, not its path; give it as type: key, json: ...")  # noqa: TRY004
+        return value
 
 
 class AnonymousCredentials(FrozenModel):
@@ -253,7 +279,10 @@ class BigQueryConfig(DestinationConfig):
         "json", description="Arrays as JSON, which holds NULLs, or as ARRAY, which holds none"
     )
     batch_seconds: float = Field(
-        BATCH_SECONDS, ge=0, description="How far apart batches are once caught up; each reads the tables it changes"
+        BATCH_SECONDS,
+        ge=0,
+        le=LONGEST_SECONDS,
+        description="How far apart batches are once caught up; each reads the tables it changes",
     )
     maximum_bytes_billed: int | None = Field(
         None, ge=10 * 1024 * 1024, description="Most bytes that one query may bill; it fails at no cost beyond"
@@ -264,8 +293,12 @@ class BigQueryConfig(DestinationConfig):
         le=MOST_INLINE_BYTES,
         description="Changes up to this size are sent within the query, larger ones by a load job; 0: never",
     )
-    timeout_seconds: float = Field(TIMEOUT_SECONDS, ge=1, description="Longest silence of a single request")
-    retry_seconds: float = Field(RETRY_SECONDS, ge=0, description="How long one request or job is tried again")
+    timeout_seconds: float = Field(
+        TIMEOUT_SECONDS, ge=1, le=LONGEST_SECONDS, description="Longest silence of a single request"
+    )
+    retry_seconds: float = Field(
+        RETRY_SECONDS, ge=0, le=LONGEST_SECONDS, description="How long one request or job is tried again"
+    )
     api_endpoint: (
         Annotated[str, _matching(_ENDPOINT, "must be http://host:port or https://host, without a path")] | None
     ) = Field(None, description="Another address of the API: a private one, or an emulator's")
