@@ -15,7 +15,7 @@ from etl_dagster.orchestration.checks import HealthPolicy, build_checks, build_h
 from etl_dagster.orchestration.live_assets import MicroBatch
 from etl_dagster.orchestration.names import PIPELINE_TAG
 from etl_dagster.orchestration.partitions import WHOLE_TABLE
-from etl_dagster.orchestration.parts import PipelineParts
+from etl_dagster.orchestration.parts import PipelineParts, VariablesUnset
 from etl_dagster.orchestration.pools import Pools
 from etl_dagster.orchestration.resume import build_resume
 from etl_dagster.orchestration.retention import RetentionPolicy, build_retention
@@ -92,10 +92,19 @@ def build_replication_defs(
 
 
 def _destination(parts: PipelineParts) -> DestinationConfig | None:
-    """None while a variable is not set that it needs; the sensor says so."""
+    """None while a variable that it needs is not set or has a wrong value; runs and the sensor say so.
+
+    Raises:
+        ConfigError: It is wrong as it is written, whatever the variables hold.
+    """
     try:
         return parts.destination_now()
-    except EtlError:
+    except VariablesUnset:
+        return None
+    except EtlError as error:
+        if not parts.destination_has_variables:
+            raise
+        logger.warning("Pipeline %s: %s", parts.name, error)
         return None
 
 

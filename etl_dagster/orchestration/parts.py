@@ -1,5 +1,6 @@
 """One pipeline taken apart into Dagster resources, and put together again where it runs."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,6 +23,14 @@ from etl_dagster.orchestration.resources import (
 from etl_dagster.postgres import SourceConfig
 from etl_dagster.settings import ReplicationSettings
 from etl_dagster.store import StoreConfig
+
+# Dagster has no public name for the second, a variable that holds a number.
+_VARIABLES = (dg.EnvVar, type(dg.EnvVar.int("_")))
+_UNSET = re.compile(r'environment variable "([^"]+)" which is not set')
+
+
+class VariablesUnset(ConfigError):
+    """An ``EnvVar`` of a resource has no value here."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,11 @@ class PipelineParts:
     def destination_kind(self) -> str:
         """Kind that the destination's tables show."""
         return self.destination.kind if isinstance(self.destination, DestinationResource) else self.destination.type
+
+    @property
+    def destination_has_variables(self) -> bool:
+        """Whether the destination depends on the environment."""
+        return _has_variables(self.destination)
 
     @property
     def resource_keys(self) -> set[str]:
@@ -112,6 +126,18 @@ class PipelineParts:
         )
 
 
+def _has_variables(value: object) -> bool:
+    match value:
+        case dg.ConfigurableResource():
+            return any(_has_variables(getattr(value, name)) for name in type(value).model_fields)
+        case Mapping():
+            return any(_has_variables(item) for item in value.values())
+        case list():
+            return any(_has_variables(item) for item in value)
+        case _:
+            return isinstance(value, _VARIABLES)
+
+
 def _resolved(part: object) -> object:
     if not isinstance(part, ConfigResource):
         return part
@@ -120,5 +146,11 @@ def _resolved(part: object) -> object:
         with part.process_config_and_initialize_cm() as resolved:
             return config_of(resolved)
     except dg.DagsterInvalidConfigError as error:
-        problem = error.errors[0].message.partition("\n")[0]
+        problems = [problem.message for problem in error.errors]
+        unset = [name for problem in problems for name in _UNSET.findall(problem)]
+        if unset:
+            raise VariablesUnset(
+                f"Not set in the environment: {', '.join(unset)}", hint="Set what is missing"
+            ) from error
+        problem = problems[0].partition("\n")[0]
         raise ConfigError(f"A resource cannot be resolved: {problem}", hint="Set the variable that it names") from error

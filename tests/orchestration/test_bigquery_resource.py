@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import traceback
 from typing import Any
 
 import dagster as dg
@@ -135,9 +136,58 @@ def test_every_field_arrives_and_what_is_left_out_keeps_its_default() -> None:
     assert plain == BigQueryConfig(project="my-project", dataset="shop")
 
 
-def test_a_wrong_field_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"staging\.bucket"):
-        config_of(resource(staging_bucket="gs://my-bucket"))
+@pytest.mark.parametrize(
+    ("bigquery", "fields", "told"),
+    [
+        (BigQueryResource(project="My P"), {}, "bigquery.project must be a project's id"),
+        (BigQueryResource(project="my-project", location="a b"), {}, "bigquery.location must be a location"),
+        (BigQueryResource(project="my-project", gcp_credentials="e30="), {}, "bigquery.gcp_credentials is not the key"),
+        (None, {"dataset": "a-b"}, "dataset must have letters"),
+        (None, {"staging_bucket": "gs://x"}, "staging_bucket must be a bucket's name"),
+        (None, {"staging_prefix": "x/"}, "has a staging_prefix, but no staging_bucket"),
+        (None, {"impersonate": "x"}, "impersonate must be a service account's e-mail address"),
+        (None, {"batch_seconds": -1.0}, "batch_seconds must be greater than or equal to 0"),
+        (None, {"options": {"jsn": "string"}}, "options.jsn is not a known field; did you mean json?"),
+        (
+            None,
+            {"tables": {"shop.orders": {"partition_by": {"type": "tim", "column": "at"}}}},
+            "tables.shop.orders.partition_by.type must be one of 'time', 'range', but is 'tim'",
+        ),
+    ],
+)
+def test_definitions_say_what_is_wrong_by_the_names_of_the_resource(
+    bigquery: BigQueryResource | None, fields: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build_replication_defs(parts(resource(bigquery, **fields)), tables=[ORDERS])
+    assert told in str(caught.value)
+    assert "Value error" not in str(caught.value)
+
+
+def test_a_variable_of_a_wrong_value_is_told_and_the_definitions_load(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("TEST_DATASET", "a-b")
+    made = build_replication_defs(parts(resource(dataset=dg.EnvVar("TEST_DATASET"))), tables=[ORDERS])
+    assert live_metadata(made)["dagster/table_name"] == "shop.orders"
+    assert "Pipeline far: BigQueryDestinationResource: dataset must have letters" in caplog.text
+
+
+def test_variables_that_are_not_set_are_named_and_no_trouble_while_definitions_load(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    described = parts(resource(dataset=dg.EnvVar("NOT_SET_DATASET"), table_name=dg.EnvVar("NOT_SET_NAME")))
+    build_replication_defs(described, tables=[ORDERS])
+    assert not caplog.text
+    with pytest.raises(ConfigError, match="Not set in the environment: NOT_SET_DATASET, NOT_SET_NAME"):
+        config_of(described.destination)  # type: ignore[arg-type]
+
+
+def test_a_key_among_the_options_is_refused_and_not_repeated() -> None:
+    credentials = {"type": "key", "json": json.dumps(KEY)}
+    with pytest.raises(ConfigError, match="hold a key") as caught:
+        resource(options={"credentials": credentials})
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
 
 
 def live_metadata(defs: dg.Definitions) -> dict[str, Any]:
@@ -197,6 +247,7 @@ def test_a_run_gets_the_key_and_nothing_that_is_stored_shows_it(monkeypatch: pyt
     defs = build_replication_defs(described, tables=[ORDERS])
     stored = dg.serialize_value(RepositorySnap.from_def(defs.get_repository_def()))
     (config,) = seen
+    assert isinstance(config, BigQueryConfig)
     assert isinstance(config.credentials, KeyCredentials)
     for text in (stored, events, repr(defs), repr(config)):
         assert SECRET not in text
