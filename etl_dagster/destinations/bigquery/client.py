@@ -223,13 +223,24 @@ class Client:
         datasets = {self.config.dataset, self.config.internal_dataset or self.config.dataset}
         return {name for dataset in datasets for name in self.names_in(dataset) if name.startswith(prefix)}
 
+    def old_tables(self, prefix: str, age: timedelta) -> set[str]:
+        """Names, in both datasets, of tables that were made longer ago than that."""
+        found: set[str] = set()
+        for dataset in {self.config.dataset, self.config.internal_dataset or self.config.dataset}:
+            tables = self._listed(dataset)
+            made = {table.table_id: table.created for table in tables if table.table_id.startswith(prefix)}
+            found |= {name for name, at in made.items() if at is not None and at <= datetime.now(UTC) - age}
+        return found
+
     def names_in(self, dataset: str) -> list[str]:
         """Names of the tables of a dataset; none when there is no dataset."""
+        return [table.table_id for table in self._listed(dataset)]
+
+    def _listed(self, dataset: str) -> list[bigquery.table.TableListItem]:
         ref = f"{self.config.project}.{dataset}"
 
-        def request(**options: Any) -> list[str]:
-            tables = self._google.list_tables(ref, page_size=_TABLES_PER_PAGE, **options)
-            return [table.table_id for table in tables]
+        def request(**options: Any) -> list[bigquery.table.TableListItem]:
+            return list(self._google.list_tables(ref, page_size=_TABLES_PER_PAGE, **options))
 
         return self._found(request, "list the tables") or []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
 
 import pyarrow as pa
 
@@ -21,6 +22,7 @@ from etl_dagster.destinations.bigquery.finish import (
     converts,
     leftovers,
     swap,
+    table_body,
 )
 from etl_dagster.destinations.bigquery.layout import Field, Layout, layout_ddl, layout_of, partitioning
 from etl_dagster.destinations.bigquery.ledger import Ledger
@@ -36,7 +38,6 @@ from etl_dagster.destinations.bigquery.state import (
     CopyBody,
     Entry,
     LogBody,
-    TableBody,
     held_key,
     new_token,
     table_key,
@@ -51,6 +52,7 @@ from etl_dagster.model import (
     EventBatch,
     Lsn,
     RawChanges,
+    Route,
     TableId,
     TableSchema,
     ValueLimits,
@@ -62,6 +64,8 @@ PIECE_BYTES = 64 * 1024 * 1024
 CONCURRENT_COPIES = 8
 # A table may be loaded 1,500 times a day, failed jobs included.
 MOST_CHUNKS = 1000
+# Longer than any operation takes.
+LEFTOVER_AGE = timedelta(days=1)
 CHUNK_BYTES = 256 * 1024 * 1024
 
 
@@ -84,6 +88,7 @@ class BigQueryDestination(Destination):
         )
         self._names = Names(config)
         self._open: Context | None = None
+        self._swept = False
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -91,10 +96,9 @@ class BigQueryDestination(Destination):
         client = Client(self.config) if self._open is None else self._open.client
         client.ensure_dataset()
         ledger = Ledger(client, self._names, owner)
-        there = ledger.open()
+        ledger.open()
         self._open = Context(client, ledger, self._names, self.config)
-        self._settle()
-        self._sweep(there)
+        self._swept = False
 
     def shutdown(self) -> None:
         if self._open is not None:
@@ -111,19 +115,25 @@ class BigQueryDestination(Destination):
     def _ledger(self) -> Ledger:
         return self._context.ledger
 
-    def _settle(self) -> None:
-        """Finish the copies whose table is being replaced."""
+    def _settle(self, routes: Mapping[TableId, Route]) -> None:
+        """Finish what a process that was killed had begun with tables that changes are about to go to."""
         for copy_id, (_, copy) in self._ledger.copies().items():
-            if copy.swapping is not None:
+            route = routes.get(copy.table)
+            if copy.swapping is not None and route is not None and not route.held:
+                # The process that began it may only be slow: from here on it can change nothing any more.
+                self._ledger.commit(Change(), doing="take a copy over", table=copy.table)
                 swap(self._context, copy_id, copy)
 
-    def _sweep(self, there: set[str]) -> None:
-        """Remove what a process that was killed has left behind."""
+    def _sweep(self) -> None:
+        """Remove what nobody knows of, unless some process may just have made it; who only looks does not."""
+        if self._swept:
+            return
+        self._swept = True
         client, used = self._context.client, self._ledger.tokens()
-        for name in (each.removeprefix(INTERNAL) for each in there if each.startswith(INTERNAL)):
-            ours = name.startswith(self._ledger.prefix) and not self._ledger.is_state(name)
-            if ours and name.rpartition("_")[2] not in used:
-                client.drop_table(bare(self._names.internal(name)))
+        for name in client.old_tables(f"{INTERNAL}{self._ledger.prefix}", LEFTOVER_AGE):
+            own = name.removeprefix(INTERNAL)
+            if not self._ledger.is_state(own) and own.rpartition("_")[2] not in used:
+                client.drop_table(bare(self._names.internal(own)))
 
     def check(self, tables: Mapping[TableId, int]) -> Iterator[CheckResult]:
         from etl_dagster.destinations.bigquery.check import check
@@ -150,6 +160,7 @@ class BigQueryDestination(Destination):
 
     def truncate_table(self, target: TableSchema | CopyTarget) -> None:
         with self._ledger.alone():
+            self._sweep()
             if isinstance(target, CopyTarget):
                 if target.copy_id not in self._ledger.copies():
                     self._begin_copy(target)
@@ -162,7 +173,7 @@ class BigQueryDestination(Destination):
     def _begin_copy(self, target: CopyTarget) -> None:
         table = target.table
         self._ledger.require_admissible(table)
-        body = CopyBody(table=table.id, token=new_token())
+        body = CopyBody(table=table.id, token=new_token(), begun=self._ledger.begun)
         change = self._forgetting(table.id)
         change.add(self._ledger.own_table(table.id))
         change.state[COPY, target.copy_id] = Entry(ZERO_LSN, body)
@@ -179,7 +190,8 @@ class BigQueryDestination(Destination):
         fields = columns_of(table, self._context, staged=False)
         change.ddl.append(self._creation(self._names.live(table.id), fields, layout, table))
         partitioned = partitioning(layout, table, self._names, self.config)
-        change.state[table_key(table.id)] = Entry(ZERO_LSN, TableBody(table_schema=table, partitioning=partitioned))
+        body = table_body(table, layout, partitioned).model_copy(update={"begun": self._ledger.begun})
+        change.state[table_key(table.id)] = Entry(ZERO_LSN, body)
         self._ledger.commit(change, doing="create a table", table=table.id)
         self._ledger.learn_owner(table.id)
 
@@ -227,7 +239,8 @@ class BigQueryDestination(Destination):
 
     def write_events(self, batch: EventBatch) -> WriteResult:
         with self._ledger.alone(), Stage(self._context.client, self._ledger, self.config) as stage:
-            self._settle()
+            self._sweep()
+            self._settle(batch.routes)
             writer = BatchWriter(self._context, stage, batch.routes)
             writer.run(batch)
         return WriteResult(position=batch.position, changes=writer.changes, usage=self._usage())
@@ -238,7 +251,7 @@ class BigQueryDestination(Destination):
         key = held_key(table.id)
         with self._ledger.alone():
             if self._ledger.entry(key) is None:
-                body = LogBody(token=new_token())
+                body = LogBody(token=new_token(), begun=self._ledger.begun)
                 change = Change(state={key: Entry(ZERO_LSN, body)}, ddl=[creation(self._ledger.log(body))])
                 self._ledger.commit(change, doing="hold a table", table=table.id)
 

@@ -287,7 +287,8 @@ class _Former:
     def staged(self, column: Column, alias: str) -> str:
         """A value of it as the staging area has it; NULL when it has no such column."""
         name = self._name(column.attnum, column_type(column))
-        return "NULL" if name is None else self.place.type(column).to_staged(f"{alias}.{name}")
+        type_ = self.place.type(column)
+        return type_.staged_null if name is None else type_.to_staged(f"{alias}.{name}")
 
     def key_of(self, alias: str, table: TableSchema) -> list[str]:
         return [
@@ -307,16 +308,14 @@ def swap(context: Context, copy_id: str, copy: CopyBody) -> int:
     live, staging = context.names.live(table.id), ledger.staging(copy)
     rows = _count(context, staging, copy)
     change = Change()
-    former = ledger.table(table.id)
-    if former is not None and former.partitioning != partitioned:
-        context.client.drop_table(bare(live))  # a table cannot be replaced by one that is partitioned otherwise
+    _make_replaceable(context, table, layout, partitioned)
     if converts(table, context):
         change.ddl.append(_conversion(context, table, copy, layout_ddl(layout, partitioned)))
     else:
         context.client.copy(bare(staging), bare(live), job_key=new_token(), doing=_DOING, table=str(table.id))
         change.ddl += _options(live, layout)
     position = Lsn(copy.swapping)
-    body = TableBody(table_schema=table, partitioning=partitioned)
+    body = table_body(table, layout, partitioned)
     done = CopyBody(table=copy.table, token=copy.token, finished_rows=rows)
     change.state[table_key(table.id)] = Entry(position, body)
     change.state[COPY, copy_id] = Entry(position, done)
@@ -325,6 +324,29 @@ def swap(context: Context, copy_id: str, copy: CopyBody) -> int:
     change.afterwards += leftovers(context, copy)
     ledger.commit(change, doing=_DOING, table=table.id)
     return rows
+
+
+def _make_replaceable(context: Context, table: TableSchema, layout: Layout, partitioned: str) -> None:
+    """BigQuery replaces tables only by ones that are partitioned and clustered alike."""
+    former, live = context.ledger.table(table.id), bare(context.names.live(table.id))
+    if former is None:
+        return
+    columns = {context.names.column(column.name) for column in (former.physical or former.table_schema).columns}
+    if former.partitioning != partitioned or not set(layout.cluster_by) <= columns:
+        context.client.drop_table(live, doing=_DOING, table=str(table.id))
+    elif former.clustering != layout.cluster_by:
+        context.client.cluster(live, layout.cluster_by, doing=_DOING, table=str(table.id))
+
+
+def table_body(table: TableSchema, layout: Layout, partitioned: str) -> TableBody:
+    """What is known of a live table that has just been made."""
+    by = layout.partition_by
+    return TableBody(
+        table_schema=table,
+        partitioning=partitioned,
+        partition_column="" if by is None else by.column,
+        clustering=layout.cluster_by,
+    )
 
 
 def _count(context: Context, staging: str, copy: CopyBody) -> int:

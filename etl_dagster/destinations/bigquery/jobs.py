@@ -21,8 +21,8 @@ from etl_dagster.destinations.bigquery.errors import (
     is_worth_repeating,
     translate,
 )
-from etl_dagster.errors import EtlError
-from etl_dagster.retry import Backoff, Retrier
+from etl_dagster.errors import DestinationError, ErrorKind, EtlError
+from etl_dagster.retry import Backoff, Retrier, pause, stopped
 
 T = TypeVar("T")
 
@@ -32,6 +32,8 @@ _DONE = "DONE"
 _FIRST_LOOK_SECONDS, _LOOK_FACTOR, _LONGEST_LOOK_SECONDS = 0.1, 1.5, 5.0
 # Asked about right after BigQuery has said that it exists, a job may be unknown for a moment.
 _APPEARS = Backoff(first_seconds=0.2, max_seconds=2.0, max_attempts=12, max_total_seconds=15.0)
+# Long enough for most jobs; service managers kill after 30 s (Kubernetes) or 90 s (systemd).
+_GRACE_SECONDS = 10.0
 # So that the time alone is the limit: waits are that long on the average, once they have grown.
 _WAIT_SECONDS, _FEWEST_ATTEMPTS = 5.0, 20
 
@@ -82,7 +84,17 @@ class _Patience:
         self.refused(translate(error, self._doing, self._table, job))
 
     def refused(self, error: EtlError) -> None:
-        time.sleep(self._retrier.failed(error))
+        pause(self._retrier.failed(error))
+        if stopped():  # nobody waits for what is tried again; the next process goes on
+            raise error
+
+
+def _left_running(job: Any, doing: str) -> EtlError:
+    return DestinationError(
+        f"Stopped while BigQuery was still about to {doing} (job {job.job_id})",
+        hint="Nothing to do: the next run waits for the job, or takes what it has done",
+        kind=ErrorKind.DESTINATION_UNAVAILABLE,
+    )
 
 
 class Jobs:
@@ -133,10 +145,13 @@ class Jobs:
 
     def watch(self, job: Any, doing: str, table: str | None = None) -> Any:
         """The job, once it is done."""
-        pause = _FIRST_LOOK_SECONDS
+        wait, stopped_at = _FIRST_LOOK_SECONDS, None
         while job.state != _DONE:
-            time.sleep(pause)
-            pause = min(pause * _LOOK_FACTOR, _LONGEST_LOOK_SECONDS)
+            time.sleep(wait)
+            wait = min(wait * _LOOK_FACTOR, _LONGEST_LOOK_SECONDS)
+            stopped_at = (stopped_at or time.monotonic()) if stopped() else None
+            if stopped_at and time.monotonic() - stopped_at > _GRACE_SECONDS:
+                raise _left_running(job, doing)
             self._reload(job, doing, table)
         return job
 
@@ -200,5 +215,5 @@ class Jobs:
             f"BigQuery: find job {job_id}", when=lambda error: isinstance(error, LookupError), backoff=_APPEARS
         )
         while (job := self._existing(job_id, doing, table)) is None:
-            time.sleep(retrier.failed(LookupError(job_id)))
+            pause(retrier.failed(LookupError(job_id)))
         return job

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from etl_dagster.destinations.bigquery.client import Client
-from etl_dagster.destinations.bigquery.state import Change, Entry, Key, body_of, text_of
+from etl_dagster.destinations.bigquery.state import IDLE_KEY, Change, Entry, Key, body_of, text_of
 from etl_dagster.model import Lsn
 
 _EPOCH = "epoch"
@@ -27,6 +27,8 @@ _SET = (
     " WHEN MATCHED THEN UPDATE SET lsn = s.lsn, body = COALESCE(s.body, t.body)"
     " WHEN NOT MATCHED AND NOT s.gone THEN INSERT (kind, id, lsn, body) VALUES (s.kind, s.id, s.lsn, s.body)"
 )
+# What fails after the transaction must not look as if the transaction had.
+_HARMLESS = "BEGIN\n{0};\nEXCEPTION WHEN ERROR THEN\nSELECT 1;\nEND"
 
 
 class Lane:
@@ -34,11 +36,17 @@ class Lane:
 
     Args:
         ref: SQL name of its table, which is made by the first commit.
+        lift: What all lanes know of an entry that this one has read.
+        learn: Is told what this one says of idle tables.
     """
 
-    def __init__(self, client: Client, ref: str) -> None:
+    def __init__(
+        self, client: Client, ref: str, lift: Callable[[Key, Entry], Entry], learn: Callable[[Entry], None]
+    ) -> None:
         self._client = client
         self._ref = ref
+        self._lift = lift
+        self._learn = learn
         self._lock = threading.RLock()
         self._epoch: int | None = None
         self._entries: dict[Key, Entry] | None = None
@@ -49,8 +57,16 @@ class Lane:
         with self._lock:
             if self._entries is None:
                 self.take([row[1:] for row in self._client.run(self.selection(0), doing="read its own tables")])
+                self.raise_watermarks()
             assert self._entries is not None
             return self._entries
+
+    @property
+    def epoch(self) -> int | None:
+        """Raised by every commit, whoever makes it; None before the first one."""
+        with self._lock:
+            self.entries  # noqa: B018 -- reads it
+            return self._epoch
 
     def selection(self, number: int) -> str:
         """A query for all rows, which begin with this number."""
@@ -63,6 +79,17 @@ class Lane:
             self._entries = {
                 (kind, id_): Entry(Lsn(lsn), body_of(kind, body)) for kind, id_, lsn, body in rows if kind != _EPOCH
             }
+            self._tell(self._entries)
+
+    def _tell(self, entries: Mapping[Key, Entry]) -> None:
+        if (idle := entries.get(IDLE_KEY)) is not None:
+            self._learn(idle)
+
+    def raise_watermarks(self) -> None:
+        """Take into account what was said of idle tables."""
+        with self._lock:
+            if self._entries is not None:
+                self._entries = {key: self._lift(key, entry) for key, entry in self._entries.items()}
 
     def commit(self, change: Change, *, doing: str, table: str | None) -> None:
         """Carry a change out; what it says of the state is true afterwards, here and there.
@@ -78,6 +105,7 @@ class Lane:
             self._client.run(script, doing=doing, table=table, parameters=parameters)
             self._entries = _changed(entries or {}, change)
             self._epoch = (self._epoch or 0) + 1
+            self._tell(self._entries)
 
     def _statements(self, change: Change) -> list[str]:
         if self._epoch is None:
@@ -92,7 +120,7 @@ class Lane:
             *change.statements,
             _SET.format(self._ref),
             "COMMIT TRANSACTION",
-            *change.afterwards,
+            *([_HARMLESS.format(";\n".join(change.afterwards))] if change.afterwards else []),
         ]
 
     def _rows(self, change: Change) -> list[list[str | None]]:

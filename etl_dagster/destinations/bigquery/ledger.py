@@ -9,26 +9,31 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from hashlib import sha256
+from typing import TypeGuard
 
 from etl_dagster.destinations.admission import copy_not_begun, require_column_names, require_mergeable
 from etl_dagster.destinations.bigquery.client import Client
 from etl_dagster.destinations.bigquery.errors import assertion
 from etl_dagster.destinations.bigquery.lanes import Lane
-from etl_dagster.destinations.bigquery.naming import Names, bare, fold
+from etl_dagster.destinations.bigquery.naming import INTERNAL, Names, bare, fold
 from etl_dagster.destinations.bigquery.state import (
     COPY,
     HELD,
+    IDLE_KEY,
     SNAPSHOT,
     TABLE,
     Change,
     CopyBody,
     Entry,
+    IdleBody,
     Key,
     LogBody,
     TableBody,
+    lifted,
     table_key,
     table_of,
 )
@@ -51,36 +56,58 @@ class Ledger:
         self.owner = owner
         self.prefix = f"{sha256(owner.encode()).hexdigest()[:10]}_"
         self._lane_names = [f"{self.prefix}state_{number}" for number in range(LANES)]
-        self._lanes = [Lane(client, names.internal(name)) for name in self._lane_names]
+        self._idle: dict[int, Entry] = {}
+        self._lanes = [
+            Lane(client, names.internal(name), self._lifted, partial(self._idle.__setitem__, number))
+            for number, name in enumerate(self._lane_names)
+        ]
         self._owners_ref = names.internal("owners")
         self._lock = threading.RLock()
         self._owners: dict[str, str] = {}
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
-    def open(self) -> set[str]:
-        """Read all of it; returns the names of the tables that are there."""
+    def open(self) -> None:
+        """Read all of it."""
         there = self._client.table_names()
-        found = {
-            number: lane for number, lane in enumerate(self._lanes) if self._is_there(self._lane_names[number], there)
-        }
-        queries = [lane.selection(number) for number, lane in found.items()]
-        if self._is_there("owners", there):
-            queries.append(
-                f"SELECT -1 AS lane, 'owner' AS kind, name AS id, 0 AS lsn, pipeline AS body FROM {self._owners_ref}"
-            )
+        queries = [
+            lane.selection(number)
+            for number, (lane, name) in enumerate(zip(self._lanes, self._lane_names, strict=True))
+            if INTERNAL + name in there
+        ]
+        if f"{INTERNAL}owners" in there:
+            queries.append(f"SELECT -1 AS lane, 'owner' AS kind, name, 0 AS lsn, pipeline FROM {self._owners_ref}")
         rows = self._client.run(" UNION ALL ".join(queries), doing="read its own tables") if queries else []
         self._owners = {id_: body for lane, _, id_, _, body in rows if lane == -1}
         for number, lane in enumerate(self._lanes):
             lane.take([row[1:] for row in rows if row[0] == number])
-        return there
+        for lane in self._lanes:
+            lane.raise_watermarks()
 
-    def _is_there(self, name: str, there: set[str]) -> bool:
-        return bare(self._names.internal(name)).rpartition(".")[2] in there
+    def _lifted(self, key: Key, entry: Entry) -> Entry:
+        return lifted(key, entry, self._idle.values())
 
     def entry(self, key: Key) -> Entry | None:
         """One entry, of whatever kind."""
         return next((lane.entries[key] for lane in self._lanes if key in lane.entries), None)
+
+    def keys(self) -> dict[TableId, list[Key]]:
+        """Keys of all entries that have watermarks which count, by table."""
+        found: dict[TableId, list[Key]] = {}
+        for lane in self._lanes:
+            for key, entry in lane.entries.items():
+                if _is_open(entry.body):
+                    found.setdefault(entry.body.table, []).append(key)
+                elif key[0] in (TABLE, HELD):
+                    found.setdefault(table_of(key[1]), []).append(key)
+        return found
+
+    @property
+    def begun(self) -> int:
+        """What the body of a new entry says that it came after."""
+        for lane in self._lanes:
+            lane.entries  # noqa: B018 -- reads anew what a failure has left uncertain
+        return max((int(entry.lsn) for entry in self._idle.values()), default=0)
 
     def tables(self) -> dict[TableId, Lsn]:
         """Watermarks of the live tables, also of those that were dropped behind our back."""
@@ -147,7 +174,12 @@ class Ledger:
     def tokens(self) -> set[str]:
         """Tokens of all that is in use."""
         bodies = [entry.body for lane in self._lanes for entry in lane.entries.values()]
-        return {body.token for body in bodies if isinstance(body, CopyBody | LogBody)}
+        return {body.token for body in bodies if isinstance(body, LogBody) or _is_open(body)}
+
+    def idle_change(self, position: Lsn, excluded: Iterable[TableId]) -> Change:
+        """The change that says of all tables but some that the stream is in them up to a position."""
+        body = IdleBody(excluded=tuple(sorted(table_key(table)[1] for table in excluded)))
+        return Change(state={IDLE_KEY: Entry(position, body)})
 
     def is_state(self, name: str) -> bool:
         """Whether a table of ours, by its name without what all begin with, holds state."""
@@ -173,12 +205,21 @@ class Ledger:
         """
         self.commit_lane(self.lane(table), change, doing=doing, table=table)
 
+    def epoch(self, lane: int) -> int | None:
+        """Raised by every commit of a lane, whoever makes it."""
+        return self._lanes[lane].epoch
+
     def commit_lane(self, lane: int, change: Change, *, doing: str, table: TableId | None = None) -> None:
         """Carry out a change that concerns tables of one lane; ``table`` when it is only one."""
         try:
             self._lanes[lane].commit(change, doing=doing, table=None if table is None else str(table))
         except EtlError as error:
             raise _told(error) from error
+
+    def raise_idle(self) -> None:
+        """Have the entries say what was said of idle tables."""
+        for lane in self._lanes:
+            lane.raise_watermarks()
 
     # -- owners -------------------------------------------------------------------------------------------------------
 
@@ -213,7 +254,7 @@ class Ledger:
         require_mergeable(table)
         require_column_names(table, fold=lambda name: fold(self._names.column(name)))
         name = self._names.table_name(table.id)
-        for other in self.tables():
+        for other in {*self.tables(), *(copy.table for _, copy in self.copies().values())}:
             if other != table.id and self._names.table_name(other) == name:
                 raise _unusable(table.id, f"{other} has the same name there, {name}", "Set another `table_name`")
         owner = self._owners.get(name)
@@ -227,6 +268,10 @@ class Ledger:
 
     def forget_owner(self, table: TableId) -> None:
         self._owners.pop(self._names.table_name(table), None)
+
+
+def _is_open(body: object) -> TypeGuard[CopyBody]:
+    return isinstance(body, CopyBody) and body.finished_rows is None
 
 
 def _told(error: EtlError) -> EtlError:

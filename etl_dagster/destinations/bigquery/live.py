@@ -6,17 +6,16 @@ carried out once: the state says which renames are under way, by a job whose id 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from etl_dagster.arrow.changelog import changelog_rows
 from etl_dagster.arrow.changes import adapt, beyond, lsn_number, missing_value
 from etl_dagster.arrow.compaction import compact
 from etl_dagster.arrow.landing import landed_schema
-from etl_dagster.destinations.alteration import Alteration, alteration
+from etl_dagster.destinations.alteration import alteration, not_followable
 from etl_dagster.destinations.bigquery.client import Client
 from etl_dagster.destinations.bigquery.config import BigQueryConfig
-from etl_dagster.destinations.bigquery.layout import layout_of
 from etl_dagster.destinations.bigquery.ledger import Ledger
 from etl_dagster.destinations.bigquery.merge import CDC_ALIASES, Merge, Part, Place, value_name
 from etl_dagster.destinations.bigquery.naming import Names, bare, fold, quoted
@@ -201,46 +200,55 @@ class LiveTable:
 
     def _alter(self, change: Change) -> TableBody:
         """Have the table altered; returns what is known of it afterwards."""
-        body = self._body
-        if body.physical is None and self._table == body.table_schema:
-            return body
-        physical = body.physical or body.table_schema
-        if body.ddl:
-            self._carry_out(body)
-        steps = alteration(physical, self._table, _existing(physical, body.others), self._fold)
-        done = body.model_copy(
-            update={
-                "table_schema": self._table,
-                "physical": None,
-                "ddl": "",
-                "others": _others(physical, self._table, body.others, steps),
-            }
-        )
-        if renaming := self._renaming(steps.renames):
-            self._rename(renaming, done)
+        if self._body.ddl:
+            self._carry_out(self._body)
+        physical = self._body.physical or self._body.table_schema
+        if self._body.physical is None and self._table == physical:
+            return self._body
+        steps = alteration(physical, self._table, _existing(physical, self._body.others), self._fold)
+        if ddl := self._renaming(steps.renames):
+            self._rename(ddl, physical, dict(steps.renames))
         if steps.added:
             change.ddl.append(self._adding(steps.added))
-        return done
+        kept = {column.attnum for column in self._table.columns}
+        gone = [column.name for column in (self._body.physical or physical).columns if column.attnum not in kept]
+        settled = {"physical": None, "ddl": "", "reclusters": False, "others": (*self._body.others, *gone)}
+        return self._body.model_copy(update={**settled, "table_schema": self._table})
 
-    def _rename(self, ddl: str, done: TableBody) -> None:
-        update = {"table_schema": self._body.table_schema, "physical": self._table, "ddl": ddl, "token": new_token()}
-        announced = done.model_copy(update=update)
+    def _rename(self, ddl: str, physical: TableSchema, renames: Mapping[str, str]) -> None:
+        """Announce the renames, and carry them out."""
+        names, body = self._context.names, self._body
+        there = {names.column(old): names.column(new) for old, new in renames.items()}
+        if body.partition_column in there:
+            raise not_followable(
+                self._table, f"is partitioned by {body.partition_column!r}, which has another name now"
+            )
+        columns = [
+            column.model_copy(update={"name": renames.get(column.name, column.name)}) for column in physical.columns
+        ]
+        announced = body.model_copy(
+            update={
+                "physical": physical.model_copy(update={"columns": tuple(columns)}),
+                "ddl": ddl,
+                "token": new_token(),
+                "others": tuple(renames.get(name, name) for name in body.others),
+                "clustering": tuple(there.get(name, name) for name in body.clustering),
+                "reclusters": any(name in there for name in body.clustering),
+            }
+        )
         announce = Change(state={table_key(self._id): Entry(self._watermark, announced)})
         self._context.ledger.commit(announce, doing=_RENAMING, table=self._id)
         self._carry_out(announced)
         self._body = announced
 
     def _carry_out(self, body: TableBody) -> None:
-        """Rename columns as the state says, unless that has been done; a table is not clustered meanwhile."""
+        """Rename columns as the state says, unless that has been done; those that a table is clustered by cannot be."""
         client, name, ref = self._context.client, str(self._id), bare(self._ref)
-        assert body.physical is not None
-        before = layout_of(body.table_schema, self._context.names, self._context.config).cluster_by
-        after = layout_of(body.physical, self._context.names, self._context.config).cluster_by
-        if before != after:
+        if body.reclusters:
             client.cluster(ref, [], doing=_RENAMING, table=name)
         client.run(body.ddl, doing=_RENAMING, table=name, job_key=body.token)
-        if before != after:
-            client.cluster(ref, after, doing=_RENAMING, table=name)
+        if body.reclusters:
+            client.cluster(ref, body.clustering, doing=_RENAMING, table=name)
 
     def _renaming(self, renames: Sequence[tuple[str, str]]) -> str:
         """One statement for all of them, through other names where they are in each other's way."""
@@ -296,11 +304,3 @@ def mark_deleted(place: Place, at: Lsn, time: int) -> str:
 
 def _existing(table: TableSchema, others: Sequence[str]) -> list[str]:
     return [*landed_schema(table).names, *others]
-
-
-def _others(before: TableSchema, after: TableSchema, others: Sequence[str], steps: Alteration) -> tuple[str, ...]:
-    """Names that columns have from now on which the source has no longer."""
-    kept = {column.attnum for column in after.columns}
-    gone = [column.name for column in before.columns if column.attnum not in kept]
-    renames = dict(steps.renames)
-    return tuple(renames.get(name, name) for name in [*others, *gone])

@@ -70,6 +70,10 @@ class Place:
         """A staged value as this table has it."""
         return self.type(column).from_staged(staged) if self.converted else staged
 
+    def null(self, column: Column) -> str:
+        type_ = self.type(column)
+        return type_.null if self.converted else type_.staged_null
+
     def key_of(self, alias: str) -> list[str]:
         """Expressions that are equal for rows of equal keys."""
         return [self.type(column).comparable(f"{alias}.{self.name(column)}") for column in self.table.key]
@@ -271,8 +275,7 @@ class Merge:
         """The last row of every key, as the place has it."""
         place, known = self._place, {column.attnum for column in self._part.table.columns}
         chosen = [
-            f"{self._value(column) if column.attnum in known else self._missing.get(column.attnum, 'NULL')}"
-            f" AS {value_name(column)}"
+            f"{self._value(column) if column.attnum in known else self._absent(column)} AS {value_name(column)}"
             for column in place.table.columns
         ]
         cdc = [f"u.{alias}" for alias in CDC_ALIASES]
@@ -284,6 +287,9 @@ class Merge:
             f"SELECT {', '.join([*chosen, *cdc, 'u._gone'])} FROM {source} WHERE true"
             f" QUALIFY ROW_NUMBER() OVER (PARTITION BY {keys} ORDER BY u._piece DESC, u._gone) = 1"
         )
+
+    def _absent(self, column: Column) -> str:
+        return self._missing.get(column.attnum) or self._place.null(column)
 
     def _value(self, column: Column) -> str:
         brought = self._place.value(column, f"u.{value_name(column)}")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from os import SEEK_END
 from pathlib import Path
+from tempfile import TemporaryFile
 from types import TracebackType
 from typing import BinaryIO
-from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,14 +17,16 @@ ROW_GROUP_BYTES = 64 * 1024 * 1024
 
 
 class ParquetFile:
-    """A temporary file that rows are appended to; a context that gives the finished file to read, and removes it."""
+    """A temporary file that rows are appended to; a context that gives the finished file to read, and removes it.
 
-    def __init__(self, folder: str | Path) -> None:
-        self.path = Path(folder) / f"{uuid4().hex}.parquet"
+    It has no name, so that it is gone with the process, however that ends.
+    """
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        self._file: BinaryIO = TemporaryFile(dir=folder)  # noqa: SIM115  closed by the context, else with the object
         self._writer: pq.ParquetWriter | None = None
         self._waiting: list[pa.Table] = []
         self._rows = self._bytes = 0
-        self._file: BinaryIO | None = None
 
     def append(self, rows: pa.Table | pa.RecordBatch) -> None:
         """Add rows; all must have the same columns."""
@@ -39,35 +42,33 @@ class ParquetFile:
         self._flush()
         if self._writer is not None:
             self._writer.close()
-        return self.path.stat().st_size
+        return self._file.seek(0, SEEK_END)
 
     def _flush(self) -> None:
         if not self._waiting:
             return
         table = pa.concat_tables(self._waiting)
         if self._writer is None:
-            self._writer = _writer(self.path, table.schema)
+            self._writer = _writer(self._file, table.schema)
         self._writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
         self._waiting, self._rows, self._bytes = [], 0, 0
 
     def __enter__(self) -> BinaryIO:
         self.finish()
-        self._file = self.path.open("rb")
+        self._file.seek(0)
         return self._file
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._file is not None:
-            self._file.close()
-        self.path.unlink(missing_ok=True)
+        self._file.close()
 
 
-def _writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+def _writer(file: BinaryIO, schema: pa.Schema) -> pq.ParquetWriter:
     # Measured over ten columns: ZSTD 1 is as fast as Snappy and makes two thirds of its file, which has to be sent;
     # dictionaries cost a third more time and save nothing; statistics are nothing that a load reads.
     return pq.ParquetWriter(
-        path,
+        file,
         schema,
         compression="zstd",
         compression_level=1,

@@ -199,8 +199,8 @@ class _SliceMerge:
         found = []
         for column in self._table.columns:
             name = staged.get(column.attnum)
-            value = missing.get(column.attnum, "NULL") if name is None else f"c.{name}"
-            found.append(value if value == "NULL" else self._live.value(column, value))
+            absent = missing.get(column.attnum, self._live.type(column).staged_null)
+            found.append(self._live.value(column, absent if name is None else f"c.{name}"))
         return [*found, *(f"c.{name}" for name in self._staged.cdc)]
 
     # -- conditions ---------------------------------------------------------------------------------------------------

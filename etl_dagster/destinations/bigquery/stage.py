@@ -24,12 +24,14 @@ from etl_dagster.destinations.bigquery.layout import Field
 from etl_dagster.destinations.bigquery.ledger import Ledger
 from etl_dagster.destinations.bigquery.naming import bare
 from etl_dagster.destinations.bigquery.parquet import ParquetFile
-from etl_dagster.destinations.bigquery.state import new_token
+from etl_dagster.destinations.bigquery.state import new_token, sent_bytes
 from etl_dagster.destinations.bigquery.types import NativeType
 from etl_dagster.errors import EtlError
 
-# A request may have 10 MB, and holds base64 and the script besides.
-MOST_INLINE_BYTES = 4 * 1024 * 1024
+# A request may have 10 MB, and holds the script and the state besides.
+_MOST_INLINE_BYTES = 6_000_000
+# What takes rows apart again is repeated wherever a script reads them, and a script may have 1 MB.
+_MOST_INLINE_COLUMNS = 300
 _LOADS_AT_ONCE = 8
 
 
@@ -68,7 +70,7 @@ class Stage:
 
     def place(self, heaps: Iterable[Heap]) -> None:
         """Bring heaps to where one script can read them all; several threads may do so."""
-        large, room = [], MOST_INLINE_BYTES
+        large, room = [], _MOST_INLINE_BYTES
         for heap in heaps:
             if heap.source:
                 continue
@@ -76,7 +78,7 @@ class Stage:
             if text is None:
                 large.append(heap)
             else:
-                room -= len(text)
+                room -= sent_bytes(text)
                 heap.put_inline(f"etl_{next(self._numbers)}", text)
         list(self._threads.map(self._load, large))
 
@@ -110,7 +112,8 @@ class Heap:
     ) -> None:
         self._folder = folder
         self.fields = fields
-        self._inline_bytes = inline_bytes if all(type_.inline("x") is not None for _, type_ in fields) else 0
+        inline = len(fields) <= _MOST_INLINE_COLUMNS and all(type_.inline("x") is not None for _, type_ in fields)
+        self._inline_bytes = inline_bytes if inline else -1
         self.table = table
         self._parts: list[pa.Table] = []
         self._file: ParquetFile | None = None
@@ -145,7 +148,7 @@ class Heap:
         if self._file is not None:
             return None
         text = inline_rows(pa.concat_tables(self._parts)) if self._parts else "[]"
-        return text if len(text) <= room else None
+        return text if sent_bytes(text) <= room else None
 
     def put_inline(self, parameter: str, text: str) -> None:
         self.source, self.parameters = inline_source(parameter, self.fields), {parameter: text}

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from uuid import uuid4
 
 from etl_dagster.model import FrozenModel, Lsn, TableId, TableSchema
 
-TABLE, COPY, HELD, SNAPSHOT = "table", "copy", "held", "snapshot"
+TABLE, COPY, HELD, SNAPSHOT, IDLE = "table", "copy", "held", "snapshot", "idle"
 
 Key = tuple[str, str]
+IDLE_KEY: Key = (IDLE, "")
 
 
 class TableBody(FrozenModel):
@@ -20,7 +22,10 @@ class TableBody(FrozenModel):
         table_schema: The schema that its rows are up to date with.
         physical: The schema whose columns it has, once ``ddl`` has been run by the job of ``token``; None: the same.
         others: Names of columns that the source has no longer.
-        partitioning: How it is partitioned, as DDL.
+        partitioning: How it is partitioned, as DDL, and by which column there.
+        clustering: Columns there that it is clustered by, once ``ddl`` has been run.
+        reclusters: It cannot be clustered while ``ddl`` is run.
+        begun: Nothing that was said of idle tables up to this position is about it; so of other bodies.
     """
 
     table_schema: TableSchema
@@ -29,6 +34,10 @@ class TableBody(FrozenModel):
     token: str = ""
     others: tuple[str, ...] = ()
     partitioning: str = ""
+    partition_column: str = ""
+    clustering: tuple[str, ...] = ()
+    reclusters: bool = False
+    begun: int = 0
 
 
 class CopyBody(FrozenModel):
@@ -56,6 +65,7 @@ class CopyBody(FrozenModel):
     rereads: dict[str, int] = {}
     swapping: int | None = None
     table_schema: TableSchema | None = None
+    begun: int = 0
     finished_rows: int | None = None
 
 
@@ -64,9 +74,28 @@ class LogBody(FrozenModel):
 
     token: str
     pieces: int = 0
+    begun: int = 0
 
 
-Body = TableBody | CopyBody | LogBody | str
+class IdleBody(FrozenModel):
+    """What is said with a batch of the tables that it does not concern: their watermarks are its position.
+
+    One row says it of thousands of tables, in whatever lane is written to anyway.
+
+    Attributes:
+        excluded: Ids of the entries of tables of which it is not said.
+    """
+
+    excluded: tuple[str, ...] = ()
+
+
+_MODELS: dict[str, type[TableBody | CopyBody | LogBody | IdleBody]] = {
+    TABLE: TableBody,
+    COPY: CopyBody,
+    HELD: LogBody,
+    IDLE: IdleBody,
+}
+Body = TableBody | CopyBody | LogBody | IdleBody | str
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +135,20 @@ class Change:
         self.parameters |= other.parameters
 
     @property
-    def size(self) -> int:
+    def sql_size(self) -> int:
         """Characters of SQL."""
         return sum(map(len, [*self.ddl, *self.statements, *self.afterwards]))
+
+    @property
+    def size(self) -> int:
+        """Bytes of the request, nearly: it is JSON, and so are the state and rows that travel within it."""
+        state = json.dumps([text_of(entry) for entry in self.state.values()])
+        return self.sql_size + sent_bytes(state) + sum(map(sent_bytes, self.parameters.values()))
+
+
+def sent_bytes(value: object) -> int:
+    """Bytes of a parameter within a request."""
+    return len(json.dumps(value, default=repr))
 
 
 def new_token() -> str:
@@ -128,6 +168,17 @@ def table_of(id_: str) -> TableId:
     return TableId(*json.loads(id_))
 
 
+def lifted(key: Key, entry: Entry, idle: Iterable[Entry]) -> Entry:
+    """An entry with the watermark that was said of it as one of an idle table."""
+    body = entry.body
+    if not isinstance(body, TableBody | CopyBody | LogBody):
+        return entry
+    id_ = table_key(body.table)[1] if isinstance(body, CopyBody) else key[1]
+    told = [each.lsn for each in idle if isinstance(each.body, IdleBody) and id_ not in each.body.excluded]
+    position = max((lsn for lsn in told if lsn > body.begun), default=entry.lsn)
+    return replace(entry, lsn=position) if position > entry.lsn else entry
+
+
 def text_of(entry: Entry | None) -> str | None:
     if entry is None:
         return None
@@ -135,5 +186,4 @@ def text_of(entry: Entry | None) -> str | None:
 
 
 def body_of(kind: str, text: str) -> Body:
-    models: dict[str, type[TableBody | CopyBody | LogBody]] = {TABLE: TableBody, COPY: CopyBody, HELD: LogBody}
-    return models[kind].model_validate_json(text) if kind in models else text
+    return _MODELS[kind].model_validate_json(text) if kind in _MODELS else text

@@ -6,6 +6,7 @@ value travels as text within a query or comes back by one, the row of its type s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -76,8 +77,22 @@ class NativeType:
         return None if self.unpacks is None else self.unpacks.format(sql)
 
     @property
+    def null(self) -> str:
+        """NULL of the native type: by itself it would be one of INT64."""
+        return _null(self.native)
+
+    @property
+    def staged_null(self) -> str:
+        """NULL of the staged type."""
+        return _null(self.staged)
+
+    @property
     def is_array(self) -> bool:
         return self.native.startswith("ARRAY<")
+
+
+def _null(type_: str) -> str:
+    return f"CAST(NULL AS {_PARAMETERS.sub('', type_)})"
 
 
 def _same(name: str, carried: pa.DataType, unpacks: str | None = "{0}", compares: str = "{0}") -> NativeType:
@@ -110,6 +125,7 @@ def _decimal(type_: pa.DataType) -> NativeType:
     return _STRING
 
 
+_PARAMETERS = re.compile(r"\([^)]*\)")
 _Test = Callable[[pa.DataType], bool]
 
 # One row per Arrow type that is no list: how to tell it, and what it is here.
