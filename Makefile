@@ -8,7 +8,7 @@ LOCK := requirements.lock
 EMULATOR := tests/bigquery/emulator
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo bigquery-emulator test test-postgres check format bench bench-peers lock clean
+.PHONY: help venv demo bigquery-emulator test test-postgres test-bigquery check format bench bench-peers lock clean
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,10 @@ test-postgres: venv  ## Run the tests of the source and the engine against anoth
 	@ETL_TEST_PG_BINDIR="$(BINDIR)" ETL_TEST_KILLS=$${ETL_TEST_KILLS:-5} $(BIN)/python -m pytest \
 		tests/postgres tests/decoding tests/types tests/store tests/replication \
 		--ignore tests/replication/test_many_tables.py --ignore tests/replication/test_wide_and_large.py $(ARGS)
+
+test-bigquery: venv  ## Run the tests against Google's BigQuery (ETL_TEST_BIGQUERY_PROJECT=a project that pays for it)
+	@test -n "$(ETL_TEST_BIGQUERY_PROJECT)" || { echo "no project: make test-bigquery ETL_TEST_BIGQUERY_PROJECT=it"; exit 2; }
+	@ETL_TEST_BIGQUERY_PROJECT="$(ETL_TEST_BIGQUERY_PROJECT)" $(BIN)/python -m pytest tests/bigquery/test_real.py $(ARGS)
 
 check: venv  ## Lint, format, types and import contracts
 	@failed=0; for step in "ruff check ." "ruff format --check ." "mypy" "lint-imports --no-logo"; do \
