@@ -10,7 +10,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from pydantic import Field
 
@@ -31,10 +31,46 @@ class Backoff(FrozenModel):
     max_total_seconds: float = Field(300.0, ge=0, description="Time from the first failure until giving up")
 
 
+class Stop(Protocol):
+    """Asked for by somebody who does not want to wait; `threading.Event` is one."""
+
+    def is_set(self) -> bool:
+        """Whether it is asked for."""
+        ...
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Sleep until it is, or until the time is over."""
+        ...
+
+
 class _Switch:
-    """Whether waits are skipped, for the whole process, since what is retried may run in other threads."""
+    """Whether waits are skipped or end early, for the whole process, since what is retried may run in other threads."""
 
     waiting = True
+    stop: Stop | None = None
+
+
+@contextmanager
+def stoppable(stop: Stop) -> Iterator[None]:
+    """Make waits in all threads end once a stop is asked for, while the block runs."""
+    before, _Switch.stop = _Switch.stop, stop
+    try:
+        yield
+    finally:
+        _Switch.stop = before
+
+
+def stopped() -> bool:
+    """Whether the process has been asked to stop, so that nothing shall be tried again."""
+    return _Switch.stop is not None and _Switch.stop.is_set()
+
+
+def pause(seconds: float) -> None:
+    """Wait that long, or until the process is asked to stop."""
+    if _Switch.stop is None:
+        time.sleep(seconds)
+    else:
+        _Switch.stop.wait(seconds)
 
 
 @contextmanager

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from etl_dagster.retry import stoppable
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SHOW_CURSOR = "\x1b[?25h"
 _CLOSE = 0  # no signal has this number
@@ -58,7 +60,8 @@ def stop_on_signals() -> Iterator[Stop]:
     listener = threading.Thread(target=_listen, args=(reading, stop), name="signals", daemon=True)
     listener.start()
     try:
-        yield stop
+        with stoppable(stop):
+            yield stop
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)

@@ -26,7 +26,7 @@ from etl_dagster.pipeline.slices import TableSlices
 from etl_dagster.pipeline.status import Comparison, Pending, PipelineStatus, table_statuses
 from etl_dagster.postgres import Difference, PostgresSource, check, check_slices, compare_table
 from etl_dagster.replication import LogReporter, Replicator, Reporter, Stop, seconds_until_due
-from etl_dagster.retry import Backoff, Retrier, retry
+from etl_dagster.retry import Backoff, Retrier, pause, retry
 from etl_dagster.store import open_store
 from etl_dagster.store.base import Request, RequestKind, Store, TableRecord, TableState
 
@@ -102,7 +102,7 @@ class Pipeline:
                     retrier.progressed()
                     records = self._followed(replicator, stop, reporter)
             except EtlError as error:
-                sleep(retrier.failed(error))
+                pause(retrier.failed(error))
             if stop.is_set():
                 break
         return records if records is not None else self._store.tables()

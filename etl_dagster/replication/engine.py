@@ -34,7 +34,7 @@ from etl_dagster.replication.report import BatchReport, LogReporter, Reporter, a
 from etl_dagster.replication.requests import Requests
 from etl_dagster.replication.stream import WindowSizer, passed, pieces
 from etl_dagster.replication.tables import Tables
-from etl_dagster.retry import Retrier
+from etl_dagster.retry import Retrier, stopped
 from etl_dagster.settings import ReplicationSettings
 from etl_dagster.store.base import Store, TableRecord, TableState
 
@@ -302,6 +302,8 @@ class Replicator:
                 moved = self.step()
                 self._destination.rest(idle=not moved and not self._copier.jobs)
             except EtlError as error:
+                if stopped() and _worth_retrying(error):
+                    return
                 wait = self._treat(error)
                 self._destination.rest(idle=wait > 0)
                 self._pause(wait)

@@ -15,11 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from etl_dagster.destinations.bigquery import jobs
 from etl_dagster.destinations.bigquery.client import Client
 from etl_dagster.destinations.bigquery.errors import assertion
 from etl_dagster.destinations.bigquery.layout import Field
 from etl_dagster.errors import ConfigError, DestinationError, ErrorKind, EtlError, RowIncomplete
-from etl_dagster.retry import without_waiting
+from etl_dagster.retry import stoppable, without_waiting
 from tests.bigquery.fixtures import Dataset
 from tests.bigquery.proxy import (
     Answer,
@@ -206,6 +207,20 @@ class TestQueries:
             insert(hasty, "t", 1)
         assert caught.value.kind is ErrorKind.DESTINATION_UNAVAILABLE
 
+    def test_a_stop_ends_the_attempts(self, client: Client, table: str, bigquery_proxy: FaultProxy) -> None:
+        bigquery_proxy.fault(Answer("backendError"), job="query", times=1000)
+        stop = threading.Event()
+
+        def ask(call: Call, moment: str) -> bool:
+            if call.job == "query" and moment == "before" and len(sent(bigquery_proxy)) >= 3:
+                stop.set()
+            return False
+
+        with bigquery_proxy.on_call(ask), stoppable(stop), pytest.raises(DestinationError) as caught:
+            insert(client, table, 1)
+        assert caught.value.kind is ErrorKind.DESTINATION_UNAVAILABLE
+        assert len(sent(bigquery_proxy)) == 3
+
     @pytest.mark.parametrize(
         "reason", ["accessDenied", "quotaExceeded", "billingNotEnabled", "bytesBilledLimitExceeded"]
     )
@@ -284,6 +299,18 @@ class TestLoads:
             assert client.load(table, file, fields=FIELDS, job_key="c", create=False, doing="load") == 1
         assert len(sent(bigquery_proxy)) == 1
         assert ids(client, table) == [1]
+
+    def test_a_stop_leaves_a_job_that_goes_on_for_long_and_the_next_process_finds_it(
+        self, client: Client, table: str, bigquery_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(jobs, "_GRACE_SECONDS", 0.0)
+        bigquery_proxy.fault(Unfinished(4), job="load")
+        stop = threading.Event()
+        stop.set()
+        with stoppable(stop), pytest.raises(DestinationError, match="Stopped while BigQuery") as caught:
+            client.load(table, parquet(1), fields=FIELDS, job_key="c", create=False, doing="load")
+        assert caught.value.kind is ErrorKind.DESTINATION_UNAVAILABLE
+        assert client.find_load("c") is not None
 
     def test_a_load_is_found_by_its_key(self, client: Client, table: str, bigquery_proxy: FaultProxy) -> None:
         assert client.find_load("c") is None
