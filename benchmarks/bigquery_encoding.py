@@ -12,8 +12,7 @@ import resource
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryFile
 
 import numpy as np
 import pyarrow as pa
@@ -80,26 +79,24 @@ def _rows(count: int) -> pa.Table:
     return pa.table(arrays, names=list(_TYPES))
 
 
-def ours(rows: pa.Table, folder: Path) -> int:
+def ours(rows: pa.Table) -> int:
     """Encode and write batch by batch, as chunks of a copy come; returns the file's size."""
-    file = ParquetFile(folder)
+    file = ParquetFile()
     for batch in rows.to_batches(max_chunksize=BATCH_ROWS):
         encoded = [encode(column, native) for column, native in zip(batch.columns, _NATIVE, strict=True)]
         file.append(pa.RecordBatch.from_arrays(encoded, names=rows.column_names))
-    size = file.finish()
-    file.path.unlink()
-    return size
+    return file.finish()
 
 
-def plain(rows: pa.Table, folder: Path) -> int:
+def plain(rows: pa.Table) -> int:
     """The values as they are, by what Parquet holds them as."""
     columns = [
         pa.chunked_array([chunk.storage if isinstance(chunk, pa.ExtensionArray) else chunk for chunk in column.chunks])
         for column in rows.columns
     ]
-    path = folder / "plain.parquet"
-    pq.write_table(pa.table(columns, names=rows.column_names), path)
-    return path.stat().st_size
+    with TemporaryFile() as file:
+        pq.write_table(pa.table(columns, names=rows.column_names), file)
+        return file.tell()
 
 
 def _seconds(run: Callable[[], int]) -> tuple[float, int]:
@@ -114,14 +111,12 @@ def main() -> None:
     pa.set_cpu_count(1)
     rows = _rows(ROWS)
     best: dict[str, tuple[float, int]] = {}
-    with TemporaryDirectory(prefix="etl-bench-") as name:
-        folder = Path(name)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        ours(rows, folder)
-        more = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-        for contender in (ours, plain) * ROUNDS:
-            taken = _seconds(partial(contender, rows, folder))
-            best[contender.__name__] = min(taken, best.get(contender.__name__, taken))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    ours(rows)
+    more = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    for contender in (ours, plain) * ROUNDS:
+        taken = _seconds(partial(contender, rows))
+        best[contender.__name__] = min(taken, best.get(contender.__name__, taken))
     for each, (seconds, size) in best.items():
         print(f"{each:>6}: {ROWS / seconds:>10,.0f} rows/s, {size / 1e6:.0f} MB")
     figures = {

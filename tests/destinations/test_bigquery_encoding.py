@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import random
 import subprocess
 import sys
+import tempfile
 from decimal import Decimal
 from pathlib import Path
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -133,7 +132,6 @@ class Place:
 
     client: Client
     dataset: Dataset
-    folder: Path
 
     def ref(self, name: str) -> str:
         return f"`{self.dataset.project}.{self.dataset.name}.{name}`"
@@ -141,7 +139,7 @@ class Place:
     def staged(self, table: pa.Table, types: Sequence[NativeType]) -> str:
         """A staging table of encoded columns, filled by a load."""
         fields = [Field(name, native.staged) for name, native in zip(table.column_names, types, strict=True)]
-        file = ParquetFile(self.folder)
+        file = ParquetFile()
         for batch in table.to_batches(max_chunksize=2):
             file.append(batch)
         ref = self.ref("staged")
@@ -174,10 +172,10 @@ class Place:
 
 
 @pytest.fixture
-def place(bigquery_dataset: Dataset, tmp_path: Path) -> Iterator[Place]:
+def place(bigquery_dataset: Dataset) -> Iterator[Place]:
     client = Client(bigquery_dataset.config())
     client.ensure_dataset()
-    yield Place(client, bigquery_dataset, tmp_path)
+    yield Place(client, bigquery_dataset)
     client.close()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from hashlib import sha256
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow as pa
@@ -47,24 +46,23 @@ class ChunkWriter:
         rereads = chunk.reread and not self._target.slices
         labels = self._remember_snapshot(chunk) if self._table.landing is Landing.CHANGELOG else {}
         ledger = self._context.ledger
-        with TemporaryDirectory(prefix="etl-dagster-") as folder:
-            file, fields = ParquetFile(folder), self._fields(rereads=rereads)
-            rows = self._write(file, chunk, fields, rereads=rereads)
-            if chunk.reread and self._target.slices:
-                self._remember_reread(chunk, rows)
-            if not rows:
-                return 0
-            with file as opened:
-                return self._context.client.load(
-                    bare(ledger.reread(self._copy) if rereads else ledger.staging(self._copy)),
-                    opened,
-                    fields=[Field(name, type_.staged) for name, type_ in fields],
-                    job_key=key,
-                    create=rereads,
-                    doing=_DOING,
-                    table=name,
-                    labels=labels,
-                )
+        file, fields = ParquetFile(), self._fields(rereads=rereads)
+        rows = self._write(file, chunk, fields, rereads=rereads)
+        if chunk.reread and self._target.slices:
+            self._remember_reread(chunk, rows)
+        if not rows:
+            return 0
+        with file as opened:
+            return self._context.client.load(
+                bare(ledger.reread(self._copy) if rereads else ledger.staging(self._copy)),
+                opened,
+                fields=[Field(name, type_.staged) for name, type_ in fields],
+                job_key=key,
+                create=rereads,
+                doing=_DOING,
+                table=name,
+                labels=labels,
+            )
 
     def _fields(self, *, rereads: bool) -> list[tuple[str, NativeType]]:
         """Columns of the staging area; rows that were read again have theirs by attnum."""

@@ -315,7 +315,7 @@ def swap(context: Context, copy_id: str, copy: CopyBody) -> int:
         context.client.copy(bare(staging), bare(live), job_key=new_token(), doing=_DOING, table=str(table.id))
         change.ddl += _options(live, layout)
     position = Lsn(copy.swapping)
-    body = table_body(table, layout, partitioned)
+    body = table_body(table, layout, partitioned).model_copy(update={"begun": ledger.begun})
     done = CopyBody(table=copy.table, token=copy.token, finished_rows=rows)
     change.state[table_key(table.id)] = Entry(position, body)
     change.state[COPY, copy_id] = Entry(position, done)

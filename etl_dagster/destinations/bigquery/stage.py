@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from itertools import count
-from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Self
 
@@ -47,7 +46,6 @@ class Stage:
         self._loaded: list[str] = []
 
     def __enter__(self) -> Self:
-        self._folder = self._stack.enter_context(TemporaryDirectory(prefix="etl-dagster-"))
         self._threads = self._stack.enter_context(ThreadPoolExecutor(_LOADS_AT_ONCE))
         return self
 
@@ -66,7 +64,7 @@ class Stage:
 
     def heap(self, fields: Sequence[tuple[str, NativeType]], table: str | None = None) -> Heap:
         """A new collection of rows with these columns."""
-        return Heap(self._folder, fields, self._config.inline_bytes, table)
+        return Heap(fields, self._config.inline_bytes, table)
 
     def place(self, heaps: Iterable[Heap]) -> None:
         """Bring heaps to where one script can read them all; several threads may do so."""
@@ -107,10 +105,7 @@ class Heap:
         leftover: The statement that removes them, if they need one.
     """
 
-    def __init__(
-        self, folder: str, fields: Sequence[tuple[str, NativeType]], inline_bytes: int, table: str | None
-    ) -> None:
-        self._folder = folder
+    def __init__(self, fields: Sequence[tuple[str, NativeType]], inline_bytes: int, table: str | None) -> None:
         self.fields = fields
         inline = len(fields) <= _MOST_INLINE_COLUMNS and all(type_.inline("x") is not None for _, type_ in fields)
         self._inline_bytes = inline_bytes if inline else -1
@@ -137,7 +132,7 @@ class Heap:
 
     def _spill(self) -> ParquetFile:
         if self._file is None:
-            self._file = ParquetFile(self._folder)
+            self._file = ParquetFile()
             for part in self._parts:
                 self._file.append(part)
             self._parts = []
