@@ -35,8 +35,9 @@ IDLE_WAL_BYTES = 64 * 1024 * 1024
 # It is also the most that a look for changes may scan: some tenths of a second at the source.
 _BUSY_POLL_SECONDS = 0.25
 _ENDS = (TableState.READY, TableState.QUARANTINED, TableState.REMOVED)
-# A following process outlives a restart of its source, and also a longer maintenance of it.
-_BEGIN_AGAIN = Backoff(max_attempts=10_000, max_total_seconds=6 * 3600)
+# A following process outlives a restart of its source, a longer maintenance of it, and a quota that is used up until
+# the next day.
+_BEGIN_AGAIN = Backoff(max_seconds=60.0, max_attempts=10_000, max_total_seconds=26 * 3600)
 # How long the server may take to notice that our own former connection is gone.
 _TAKE_OVER_SECONDS = 10.0
 

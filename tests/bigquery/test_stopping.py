@@ -1,4 +1,4 @@
-"""Who asks a pipeline to stop while BigQuery is away does not wait until it is back."""
+"""A following pipeline outlives what passes by itself; who asks it to stop meanwhile does not wait until it has."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from etl_dagster.errors import DestinationError
-from etl_dagster.retry import stoppable
-from tests.bigquery.proxy import Call
+from etl_dagster.retry import stoppable, without_waiting
+from etl_dagster.store.base import TableState
+from tests.bigquery.proxy import Call, FailJob
 
 if TYPE_CHECKING:
     from tests.bigquery.conftest import BigQueryScenario
@@ -59,3 +60,31 @@ def test_a_start_while_bigquery_is_away_can_be_stopped(far: BigQueryScenario, bi
 
     with bigquery_proxy.on_call(lose), stoppable(stop), pytest.raises(DestinationError):
         far.pipeline.follow(stop)
+
+
+class Arrived:
+    """A stop once the row is there."""
+
+    def __init__(self, far: BigQueryScenario) -> None:
+        self._far = far
+
+    def is_set(self) -> bool:
+        return self._far.select("select count(*) from public_t where id = 100") == [(1,)]
+
+
+@pytest.mark.timeout(120)
+def test_a_quota_of_the_project_is_waited_for_and_no_table_pays_for_it(
+    far: BigQueryScenario, bigquery_proxy: FaultProxy
+) -> None:
+    far.execute(*TABLE)
+    far.use(destination=far.destination(api_endpoint=bigquery_proxy.url))
+    far.sync()
+    far.execute("insert into t values (100)")
+    used_up = "Custom quota exceeded: Your usage exceeded the custom quota for QueryUsagePerDay"
+    # The engine gives up after ten attempts and the pipeline begins anew, which fails a few times as well.
+    bigquery_proxy.fault(FailJob("quotaExceeded", used_up), job="query", body="BEGIN TRANSACTION", times=10)
+    bigquery_proxy.fault(FailJob("quotaExceeded", used_up), job="query", times=3, nth=11)
+    with without_waiting():
+        records = far.pipeline.follow(Arrived(far))
+    assert not bigquery_proxy.unused
+    assert [record.state for record in records.values()] == [TableState.READY]

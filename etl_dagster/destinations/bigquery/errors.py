@@ -52,6 +52,11 @@ _QUOTA = Fault(
     ErrorKind.DESTINATION_REFUSED,
     "A quota is used up: raise it under IAM & Admin > Quotas, or raise destination.batch_seconds; then resume",
 )
+_PROJECT_QUOTA = Fault(
+    ErrorKind.DESTINATION_UNAVAILABLE,
+    "It goes on by itself once Google counts anew, at midnight in California; sooner if the quota is raised under "
+    "IAM & Admin > Quotas. A longer destination.batch_seconds takes less",
+)
 _LOADS = Fault(
     ErrorKind.DESTINATION_REFUSED,
     "The table has had its 1,500 loads of the day: wait a day, or raise destination.batch_seconds or inline_bytes",
@@ -61,7 +66,9 @@ _BYTES = Fault(
     "Raise destination.maximum_bytes_billed, or partition the table so that a batch reads less of it",
 )
 _RESOURCES = Fault(
-    ErrorKind.DESTINATION_REFUSED, "Cluster or partition the table, or lower destination.batch_seconds; then resume"
+    ErrorKind.DESTINATION_REFUSED,
+    "One batch takes more than BigQuery gives: cluster or partition the table, or have smaller batches by a shorter "
+    "destination.batch_seconds; then resume",
 )
 _GONE = Fault(ErrorKind.TABLE, "Somebody removed or renamed it; copy the table again")
 _ALTERED = Fault(ErrorKind.TABLE, "Somebody altered the table, or a value does not fit it; copy the table again")
@@ -205,6 +212,7 @@ CLASSES: dict[str, Fault] = {
 
 # A rate that was exceeded passes by itself; anything else that a quota counts takes hours or a human.
 _RATE = re.compile(r"concurrent|per (?:second|minute|100 seconds|10 seconds)|rate limit", re.IGNORECASE)
+_OF_THE_PROJECT = re.compile(r"Custom quota exceeded|your project exceeded|QueryUsagePer", re.IGNORECASE)
 _LOADS_OF_THE_DAY = re.compile(r"imports|load jobs|query appends|partition modifications", re.IGNORECASE)
 # Said with a reason that says less.
 _MESSAGES: tuple[tuple[re.Pattern[str], Fault], ...] = (
@@ -226,7 +234,7 @@ _PERMISSION = re.compile(
     r"\b((?:bigquery|storage|iam|serviceusage|cloudkms)\.(?!googleapis\b)[a-z][A-Za-z]*\.[a-z][A-Za-z]*)\b"
 )
 # What all tables share, so that none of them is at fault.
-_OF_ALL_TABLES = frozenset({_NO_DATASET, _NO_BUCKET, _BILLING, _API_OFF, _LOGIN, _NO_LOGIN})
+_OF_ALL_TABLES = frozenset({_NO_DATASET, _NO_BUCKET, _BILLING, _PROJECT_QUOTA, _API_OFF, _LOGIN, _NO_LOGIN})
 _DENIED_TO_ALL = re.compile(r"Access Denied: (?:Project|Dataset|Job|User)|\bstorage\.(?:objects|buckets)\.")
 _PLACE = re.compile(r"\bat \[\d+:\d+\]")
 _ASSERTION = re.compile(r"\betl: (.+?)(?: at \[\d+:\d+\].*|; .*)?$", re.MULTILINE)
@@ -305,6 +313,8 @@ def _names(error: BaseException) -> Iterator[str]:
 
 
 def _quota(text: str) -> Fault:
+    if _OF_THE_PROJECT.search(text):
+        return _BUSY if _RATE.search(text) else _PROJECT_QUOTA
     if _LOADS_OF_THE_DAY.search(text):
         return _LOADS
     return _BUSY if _RATE.search(text) else _QUOTA
