@@ -6,6 +6,7 @@ import uuid
 from collections import Counter
 from collections.abc import Sequence
 from itertools import islice
+from time import monotonic
 
 from etl_dagster.destinations.base import CopyResult, Destination
 from etl_dagster.errors import EtlError
@@ -17,6 +18,9 @@ from etl_dagster.replication.report import Reporter
 from etl_dagster.replication.stream import passed
 from etl_dagster.replication.tables import COPYING_STATES, Tables
 from etl_dagster.store.base import TableRecord, TableState
+
+# A destination may take seconds for each copy; the stream shall not wait for the whole queue.
+_TURN_SECONDS = 5.0
 
 
 class Copies:
@@ -57,8 +61,12 @@ class Copies:
             if self._catalogue.may_begin(record.table, position) and not self._lost_slices(record, position)
         )
         begun: list[CopyTarget] = []
+        deadline = monotonic() + _TURN_SECONDS
         try:
-            begun.extend(map(self._prepare, islice(waiting, max(0, room))))
+            for record in islice(waiting, max(0, room)):
+                begun.append(self._prepare(record))
+                if monotonic() > deadline:
+                    break
         finally:
             if begun:
                 with self._tables.together():
@@ -88,15 +96,21 @@ class Copies:
         return ended
 
     def finish(self, position: Lsn) -> bool:
-        """Finish the copies that the stream has passed; returns whether there were any."""
+        """Finish copies that the stream has passed; returns whether there were any.
+
+        Where that takes long, some wait for the next turn, so that the stream goes on between them.
+        """
         copied = self._tables.in_state(TableState.COPIED)
         staged = [record for record in copied if record.table not in self._copier.jobs]
         ripe = [record for record in staged if passed(position, record.copy_end or Lsn(0))]
         if len(ripe) < len(staged) and passed(position, self._source.current_position()):
             self._source.flush_wal()
         finished: dict[TableId, int | None] = {}
+        deadline = monotonic() + _TURN_SECONDS
         try:
             for record in ripe:
+                if finished and monotonic() > deadline:
+                    break
                 if (result := self._finish(record, position)) is not None:
                     finished[record.table] = result.rows
         finally:
