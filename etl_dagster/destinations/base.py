@@ -251,7 +251,8 @@ class Destination(ABC):
     def check(self, tables: Mapping[TableId, int]) -> Iterator[CheckResult]:
         """Look at what the destination needs, one thing after the other, without changing anything.
 
-        Works on a destination that was not started. Does not raise: what is wrong is a result.
+        Works on a destination that was not started. Does not raise: what is wrong is a result. One that says nothing is
+        started instead, to see whether it can be.
 
         Args:
             tables: The tables that will be replicated, with their bytes at the source, for an estimate of the cost.

@@ -419,8 +419,9 @@ class Pipeline:
         except EtlError as error:
             yield CheckResult("destination", passed=False, detail=error.message, todo=error.hint)
             return
-        yield self._check_startup(destination)
-        yield from destination.check(self._sizes(tables))
+        told = list(destination.check(self._sizes(tables)))
+        # A start makes what is missing, and waits long for a destination that is away.
+        yield from told or [self._check_startup(destination)]
 
     def _check_startup(self, destination: Destination) -> CheckResult:
         try:

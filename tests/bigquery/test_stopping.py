@@ -88,3 +88,18 @@ def test_a_quota_of_the_project_is_waited_for_and_no_table_pays_for_it(
         records = far.pipeline.follow(Arrived(far))
     assert not bigquery_proxy.unused
     assert [record.state for record in records.values()] == [TableState.READY]
+
+
+def test_a_check_makes_nothing_and_does_not_wait_for_who_is_away(
+    far: BigQueryScenario, bigquery_proxy: FaultProxy
+) -> None:
+    far.execute(*TABLE)
+    dataset = f"dataset {far.dataset.name}"
+    found = {result.name: result for result in far.pipeline.check()}
+    assert "is missing, and made in US at the start" in found[dataset].detail
+    with far.dataset.client() as client:
+        assert far.dataset.name not in [each.dataset_id for each in client.list_datasets()]
+    far.use(destination=far.destination(api_endpoint=bigquery_proxy.url, retry_seconds=RETRY_SECONDS))
+    with bigquery_proxy.on_call(lambda _call, _moment: True), without_waiting():
+        away = far.pipeline.check()
+    assert [result.name for result in away if not result.passed] == ["jobs"]

@@ -45,6 +45,7 @@ def test_nothing_is_changed(bigquery_dataset: Dataset, bigquery_proxy: FaultProx
     found = results(bigquery_dataset.through(bigquery_proxy).config(internal_dataset="test_missing"), {ORDERS: 10**9})
     assert "is missing, and made in US" in found[f"dataset {bigquery_dataset.name}"].detail
     assert "is missing, and made in US" in found["dataset test_missing"].detail
+    assert "no location is changed later" in found["dataset test_missing"].todo
     for call in bigquery_proxy.calls:
         assert call.method == "GET" or b'"dryRun": true' in call.body or call.path.endswith(":testIamPermissions")
     with bigquery_dataset.client() as client:
@@ -97,9 +98,30 @@ def test_the_bucket_is_looked_at(made: Dataset, gcs_server: Any, monkeypatch: py
 def test_the_most_that_a_day_costs(made: Dataset) -> None:
     tables = {ORDERS: 100 << 30, TableId("public", "tiny"): 1}
     found = results(made.config(batch_seconds=3600), tables)["cost"]
-    tib = 24 * ((100 << 30) + 10 * (1 << 20)) / (1 << 40)
+    # The second table and both tables' states are billed as 10 MiB at the least.
+    tib = 24 * ((100 << 30) + (1 + 2 * 2) * 10 * (1 << 20)) / (1 << 40)
     assert f"at most {tib:,.2f} TiB or ${tib * DOLLARS_PER_TIB:,.2f} a day" in found.detail
     assert "all 2 tables" in found.detail
+    assert found.passed
+    assert found.todo, "somebody has to decide"
+    assert not results(made.config(batch_seconds=3600), {ORDERS: 1})["cost"].todo
+
+
+def test_a_refusal_that_names_no_permission_names_roles_and_not_this_check(
+    made: Dataset, bigquery_proxy: FaultProxy
+) -> None:
+    bigquery_proxy.fault(Answer("accessDenied", "Access Denied"), job="query")
+    found = results(made.through(bigquery_proxy).config())["jobs"]
+    assert "roles/bigquery.dataEditor" in found.todo
+    assert "etl-dagster check" not in found.todo
+    assert "failed to run a query" in found.detail
+
+
+def test_nothing_is_to_be_resumed_after_a_check(made: Dataset, bigquery_proxy: FaultProxy) -> None:
+    bigquery_proxy.fault(Answer("", status=200), path=":testIamPermissions$")
+    found = results(made.through(bigquery_proxy).config(), {ORDERS: 0})
+    assert [result for result in found.values() if not result.passed]
+    assert not [result for result in found.values() if "resume" in result.todo]
 
 
 def test_more_load_jobs_than_a_project_has(made: Dataset) -> None:

@@ -5,11 +5,14 @@ What cannot be asked is tried as a dry run, which BigQuery checks like the real 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from etl_dagster.destinations.bigquery.client import Client
 from etl_dagster.destinations.bigquery.config import BigQueryConfig
-from etl_dagster.destinations.bigquery.errors import grant_hint
+from etl_dagster.destinations.bigquery.errors import DENIED_HINT, grant_hint
+from etl_dagster.destinations.bigquery.ledger import LANES
 from etl_dagster.destinations.bigquery.naming import INTERNAL, Names, bare, quoted
 from etl_dagster.errors import EtlError
 from etl_dagster.model import CheckResult, TableId
@@ -18,6 +21,8 @@ from etl_dagster.model import CheckResult, TableId
 DOLLARS_PER_TIB = 6.25
 # A query is billed for so much of every table at the least.
 LEAST_BILLED_BYTES = 10 * 1024 * 1024
+# What somebody should decide on, not find on the bill.
+DOLLARS_TO_NOTE = 10.0
 # Of a project and day; a large batch takes one for each table that it changes.
 LOADS_PER_DAY = 100_000
 # What a batch takes from end to end, when the next one follows at once.
@@ -27,6 +32,10 @@ _PATIENCE_SECONDS = 10.0
 _SECONDS_A_DAY = 86_400
 _GIB, _TIB = 1 << 30, 1 << 40
 
+# A batch asks the state table for its epoch, and writes into it.
+_STATE_QUERIES = 2
+_MEANT = "Nothing, if project, dataset and location of the destination are meant so: no location is changed later"
+_RESUME = re.compile(r"[,;] then resume\b.*$")
 _ON_TABLES = (
     "bigquery.tables.get",
     "bigquery.tables.getData",
@@ -41,7 +50,7 @@ _PROBE = f"{INTERNAL}check"
 def check(config: BigQueryConfig, tables: Mapping[TableId, int]) -> Iterator[CheckResult]:
     """Look at everything that the destination needs; see `Destination.check`."""
     try:
-        client = Client(config.model_copy(update={"retry_seconds": min(config.retry_seconds, _PATIENCE_SECONDS)}))
+        client = Client(_impatient(config))
     except EtlError as error:
         yield _failed("credentials", error)
         return
@@ -49,6 +58,11 @@ def check(config: BigQueryConfig, tables: Mapping[TableId, int]) -> Iterator[Che
         yield from _Check(client, tables).run()
     finally:
         client.close()
+
+
+def _impatient(config: BigQueryConfig) -> BigQueryConfig:
+    fields = ("retry_seconds", "timeout_seconds")
+    return config.model_copy(update={name: min(getattr(config, name), _PATIENCE_SECONDS) for name in fields})
 
 
 class _Check:
@@ -67,7 +81,7 @@ class _Check:
         if self._config.staging is not None:
             yield from self._bucket(self._config.staging.bucket)
         if self._tables:
-            yield self._result("cost", self._cost)
+            yield self._cost()
             yield self._loads()
 
     def _result(self, name: str, look: Callable[[], str]) -> CheckResult:
@@ -77,7 +91,7 @@ class _Check:
             return _failed(name, error)
 
     def _jobs(self) -> str:
-        self._client.try_query("SELECT 1")
+        self._client.try_query("SELECT 1", doing="run a query")
         return f"{self._client.identity} may run jobs in {self._config.project} (bigquery.jobs.create)"
 
     def _dataset(self, name: str) -> Iterator[CheckResult]:
@@ -88,7 +102,8 @@ class _Check:
             yield _failed(title, error)
             return
         if location is None:
-            yield self._result(title, lambda: self._may_create(name))
+            found = self._result(title, lambda: self._may_create(name))
+            yield replace(found, todo=_MEANT) if found.passed else found
             return
         yield self._located(title, location)
         yield from self._tables_of(title, name)
@@ -96,7 +111,8 @@ class _Check:
     def _may_create(self, dataset: str) -> str:
         location = self._config.location
         self._client.try_query(
-            f"CREATE SCHEMA {quoted(f'{self._config.project}.{dataset}')} OPTIONS (location = '{location}')"
+            f"CREATE SCHEMA {quoted(f'{self._config.project}.{dataset}')} OPTIONS (location = '{location}')",
+            doing="create the dataset",
         )
         return f"is missing, and made in {location} at the start (bigquery.datasets.create)"
 
@@ -123,7 +139,7 @@ class _Check:
             yield from self._on_table(title, f"{self._config.project}.{dataset}.{sample}")
 
     def _tried(self, sql: str) -> str:
-        self._client.try_query(sql)
+        self._client.try_query(sql, doing="create a table")
         return "granted"
 
     def _sample(self, names: Sequence[str]) -> str | None:
@@ -148,15 +164,21 @@ class _Check:
             return
         yield from (_permission(title, permission, held, bucket) for permission in _ON_BUCKETS)
 
-    def _cost(self) -> str:
-        per_batch = sum(max(self._bytes(table), LEAST_BILLED_BYTES) for table in self._tables)
+    def _cost(self) -> CheckResult:
+        try:
+            per_batch = sum(max(self._bytes(table), LEAST_BILLED_BYTES) for table in self._tables)
+        except EtlError as error:
+            return _failed("cost", error)
+        per_batch += _STATE_QUERIES * LEAST_BILLED_BYTES * min(LANES, len(self._tables))
         tib = per_batch * self._batches_a_day / _TIB
-        return (
+        detail = (
             f"at most {tib:,.2f} TiB or ${tib * DOLLARS_PER_TIB:,.2f} a day without a reservation, if every batch, "
             f"{self._pace:g} s apart, changes all {len(self._tables)} tables ({per_batch / _GIB:,.1f} GiB): each "
             "reads the tables that it changes; partitioning by a column of the key, a longer "
             "destination.batch_seconds and landing as a changelog make it less"
         )
+        todo = "Lower the cost, or accept it" if tib * DOLLARS_PER_TIB > DOLLARS_TO_NOTE else ""
+        return CheckResult("cost", passed=True, detail=detail, todo=todo)
 
     def _bytes(self, table: TableId) -> int:
         """As BigQuery has it, else as the source does."""
@@ -186,9 +208,16 @@ def _permission(title: str, permission: str, held: set[str], where: str) -> Chec
     if permission in held:
         return CheckResult(f"{title}, {permission}", passed=True, detail="granted")
     return CheckResult(
-        f"{title}, {permission}", passed=False, detail=f"is missing on {where}", todo=grant_hint(permission)
+        f"{title}, {permission}", passed=False, detail=f"is missing on {where}", todo=_todo(grant_hint(permission))
     )
 
 
 def _failed(name: str, error: EtlError) -> CheckResult:
-    return CheckResult(name, passed=False, detail=error.message, todo=error.hint)
+    return CheckResult(name, passed=False, detail=error.message, todo=_todo(error.hint))
+
+
+def _todo(hint: str) -> str:
+    """The hint for somebody who checks at this very moment, and has nothing to resume."""
+    if hint == DENIED_HINT:
+        return "Grant the account roles/bigquery.user on the project and roles/bigquery.dataEditor on the dataset"
+    return _RESUME.sub("", hint)

@@ -267,12 +267,12 @@ class Client:
         found = self._found(partial(self._google.get_dataset, f"{self.config.project}.{name}"), "look at the dataset")
         return None if found is None else str(found.location)
 
-    def try_query(self, sql: str) -> int:
+    def try_query(self, sql: str, *, doing: str = "try a query") -> int:
         """Have a query looked at without running it, and return the bytes that it would read."""
         from google.cloud import bigquery
 
         config = bigquery.QueryJobConfig(dry_run=True, use_query_cache=False)
-        job = self._call(partial(self._google.query, sql, job_config=config, job_retry=None), "try a query")
+        job = self._call(partial(self._google.query, sql, job_config=config, job_retry=None), doing)
         return int(job.total_bytes_processed or 0)
 
     def held_on_table(self, ref: str, permissions: Sequence[str]) -> set[str]:

@@ -32,9 +32,8 @@ _NETWORK = Fault(
 )
 _LATER = Fault(ErrorKind.DESTINATION_UNAVAILABLE, "It is tried again later; see the job in BigQuery's console")
 _OURS = Fault(ErrorKind.DESTINATION_REFUSED, "Report this together with the log and the job's id")
-_DENIED = Fault(
-    ErrorKind.DESTINATION_REFUSED, "Grant the account what `etl-dagster check` names as missing, then resume"
-)
+DENIED_HINT = "Grant the account what `etl-dagster check` names as missing, then resume"
+_DENIED = Fault(ErrorKind.DESTINATION_REFUSED, DENIED_HINT)
 _LOGIN = Fault(ErrorKind.CONFIG, "Check destination.credentials: whether the key or the account still exists")
 _NO_LOGIN = Fault(
     ErrorKind.CONFIG,

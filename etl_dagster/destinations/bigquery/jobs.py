@@ -73,7 +73,7 @@ class _Patience:
 
     def __init__(self, doing: str, table: str | None, backoff: Backoff) -> None:
         self._doing, self._table = doing, table
-        self._retrier = Retrier(f"BigQuery: {doing}", when=is_worth_repeating, backoff=backoff)
+        self._retrier = Retrier("BigQuery", when=is_worth_repeating, backoff=backoff)
 
     @property
     def failures(self) -> int:
