@@ -213,8 +213,14 @@ class TestProcesses:
         with pytest.raises(DestinationError, match="Another process") as caught:
             first.write_events(make_batch(30, [[events(table, Insert(20, (1, "a", "A")))]]))
         assert caught.value.kind is ErrorKind.DESTINATION_UNAVAILABLE
-        first.write_events(make_batch(40, [[events(table, Insert(20, (1, "a", "A")), Insert(30, (2, "b", "B")))]]))
-        assert content(first, table) == [(1, "a", "A"), (2, "b", "B")]
+        for _ in range(2):
+            with pytest.raises(DestinationError) as caught:
+                first.hold_table(table)
+            assert caught.value.kind is ErrorKind.PIPELINE_BUSY
+        batch = [[events(table, Insert(20, (1, "a", "A")), Insert(30, (2, "b", "B")))]]
+        second.write_events(make_batch(40, batch))
+        assert content(second, table) == [(1, "a", "A"), (2, "b", "B")]
+        assert second.holds() == {}
 
     def test_who_only_looks_removes_nothing(
         self, opened: Open, bigquery_dataset: Dataset, monkeypatch: pytest.MonkeyPatch

@@ -48,6 +48,7 @@ _GRPC_ENDPOINT = re.compile(r"[^\s/?#@:]+(?::\d{1,5})?")
 # What Google allows: letters of any alphabet but no capitals.
 _LABEL_KEY = re.compile(r"(?=[^\d_-])[\w-]{1,63}")
 _LABEL_VALUE = re.compile(r"[\w-]{0,63}")
+_PLACEHOLDER, _BRACES = re.compile(r"\{(?:schema|table)\}"), re.compile(r"[{}]")
 _KEY_FIELDS = ("client_email", "private_key", "token_uri")
 
 
@@ -220,7 +221,10 @@ class TableOptions(FrozenModel):
     partition_by: Partition | None = Field(
         None,
         description="A column that never changes, best one of the key, so that a batch reads few partitions",
-        examples=[{"type": "time", "column": "created_at", "granularity": "day"}],
+        examples=[
+            {"type": "time", "column": "created_at", "granularity": "day"},
+            {"type": "range", "column": "customer_id", "start": 0, "end": 100_000_000, "interval": 1_000_000},
+        ],
     )
     cluster_by: tuple[str, ...] | None = Field(
         None,
@@ -308,13 +312,11 @@ class BigQueryConfig(DestinationConfig):
 
     @model_validator(mode="after")
     def _name_tells_tables_apart(self) -> Self:
-        try:
-            name = self.table_name.format(schema="s", table="t")
-        except (KeyError, IndexError, ValueError, AttributeError):
-            raise ValueError("table_name may hold {schema} and {table} alone between braces") from None
+        if _BRACES.search(_PLACEHOLDER.sub("", self.table_name)):
+            raise ValueError("table_name may hold {schema} and {table} alone between braces")
         if "{table}" not in self.table_name:
             raise ValueError("table_name has to hold {table}, since all tables would have one name")
-        if name.startswith("_etl_"):
+        if self.table_name.startswith("_etl_"):
             raise ValueError("table_name must not begin with _etl_, as the destination's own tables do")
         return self
 

@@ -258,7 +258,7 @@ class BigQueryDestination(Destination):
     def read_held(self, table: TableSchema) -> Iterator[RawChanges]:
         found = self._ledger.held().get(table.id)
         if found is not None:
-            yield from read_raw(self._context.client, self._ledger.log(found[1]), table.id)
+            yield from read_raw(self._context.client, self._ledger.log(found[1]), table.id, found[1].pieces)
 
     def release_table(self, table: TableId) -> None:
         found = self._ledger.held().get(table)

@@ -2,7 +2,7 @@
 
 The first is a transaction. The second is a copy job, which is free and replaces a table at one instant, or a query
 where columns have to be converted; neither can be part of a transaction. So the state says before it that the table is
-being replaced, and by what, and whoever finds that said does it once more.
+being replaced, and by what; whoever finds that said waits for the very same job, which may have outlived its process.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ from etl_dagster.destinations.bigquery.state import (
     CopyBody,
     Entry,
     TableBody,
-    new_token,
     table_key,
 )
 from etl_dagster.destinations.bigquery.types import CDC_TYPES, native_type
@@ -176,13 +175,17 @@ class Finish:
 
     def _log_pieces(self, limit: int | None) -> Iterator[Sequence[ChangeSet]]:
         piece: list[ChangeSet] = []
-        for changes in read_changes(self._context.client, self._ledger.log(self._copy), self._table):
+        for changes in self._logged_changes():
             piece.append(changes)
             if limit is not None and sum(part.nbytes for part in piece) >= limit:
                 yield piece
                 piece = []
         if piece:
             yield piece
+
+    def _logged_changes(self) -> Iterator[ChangeSet]:
+        log = self._ledger.log(self._copy)
+        return read_changes(self._context.client, log, self._table, self._copy.pieces)
 
     def _snapshot(self) -> str:
         """What the one chunk of a changelog's copy was read by; empty when nothing is staged."""
@@ -308,11 +311,13 @@ def swap(context: Context, copy_id: str, copy: CopyBody) -> int:
     live, staging = context.names.live(table.id), ledger.staging(copy)
     rows = _count(context, staging, copy)
     change = Change()
-    _make_replaceable(context, table, layout, partitioned)
+    key = f"{copy.token}-{copy.swapping}"
+    _make_replaceable(context, table, layout, partitioned, key)
     if converts(table, context):
-        change.ddl.append(_conversion(context, table, copy, layout_ddl(layout, partitioned)))
+        conversion = _conversion(context, table, copy, layout_ddl(layout, partitioned))
+        context.client.run(conversion, doing=_DOING, table=str(table.id), job_key=f"{key}-swap")
     else:
-        context.client.copy(bare(staging), bare(live), job_key=new_token(), doing=_DOING, table=str(table.id))
+        context.client.copy(bare(staging), bare(live), job_key=f"{key}-swap", doing=_DOING, table=str(table.id))
         change.ddl += _options(live, layout)
     position = Lsn(copy.swapping)
     body = table_body(table, layout, partitioned).model_copy(update={"begun": ledger.begun})
@@ -326,14 +331,15 @@ def swap(context: Context, copy_id: str, copy: CopyBody) -> int:
     return rows
 
 
-def _make_replaceable(context: Context, table: TableSchema, layout: Layout, partitioned: str) -> None:
+def _make_replaceable(context: Context, table: TableSchema, layout: Layout, partitioned: str, key: str) -> None:
     """BigQuery replaces tables only by ones that are partitioned and clustered alike."""
     former, live = context.ledger.table(table.id), bare(context.names.live(table.id))
     if former is None:
         return
     columns = {context.names.column(column.name) for column in (former.physical or former.table_schema).columns}
     if former.partitioning != partitioned or not set(layout.cluster_by) <= columns:
-        context.client.drop_table(live, doing=_DOING, table=str(table.id))
+        drop = f"DROP TABLE IF EXISTS {context.names.live(table.id)}"
+        context.client.run(drop, doing=_DOING, table=str(table.id), job_key=f"{key}-drop")
     elif former.clustering != layout.cluster_by:
         context.client.cluster(live, layout.cluster_by, doing=_DOING, table=str(table.id))
 

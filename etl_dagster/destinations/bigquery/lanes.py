@@ -14,11 +14,15 @@ from dataclasses import replace
 from typing import Any
 
 from etl_dagster.destinations.bigquery.client import Client
-from etl_dagster.destinations.bigquery.state import IDLE_KEY, Change, Entry, Key, body_of, text_of
+from etl_dagster.destinations.bigquery.state import IDLE_KEY, Change, Entry, Key, body_of, require, text_of
+from etl_dagster.errors import DestinationError, ErrorKind
 from etl_dagster.model import Lsn
 
 _EPOCH = "epoch"
-_CREATE = "CREATE TABLE IF NOT EXISTS {0} (kind STRING, id STRING, lsn INT64, body STRING)"
+# One statement, so that there is never more than one epoch.
+_CREATE = (
+    f"CREATE TABLE IF NOT EXISTS {{0}} AS SELECT '{_EPOCH}' AS kind, '' AS id, 0 AS lsn, CAST(NULL AS STRING) AS body"
+)
 _SET = (
     "MERGE {0} AS t USING (SELECT JSON_VALUE(r, '$[0]') AS kind, JSON_VALUE(r, '$[1]') AS id,"
     " CAST(JSON_VALUE(r, '$[2]') AS INT64) AS lsn, JSON_VALUE(r, '$[3]') AS body,"
@@ -36,19 +40,27 @@ class Lane:
 
     Args:
         ref: SQL name of its table, which is made by the first commit.
+        process: Tells who has written last.
         lift: What all lanes know of an entry that this one has read.
         learn: Is told what this one says of idle tables.
     """
 
     def __init__(
-        self, client: Client, ref: str, lift: Callable[[Key, Entry], Entry], learn: Callable[[Entry], None]
+        self,
+        client: Client,
+        ref: str,
+        process: str,
+        lift: Callable[[Key, Entry], Entry],
+        learn: Callable[[Entry], None],
     ) -> None:
         self._client = client
         self._ref = ref
+        self._process = process
         self._lift = lift
         self._learn = learn
         self._lock = threading.RLock()
         self._epoch: int | None = None
+        self._writer: str | None = None
         self._entries: dict[Key, Entry] | None = None
 
     @property
@@ -56,7 +68,10 @@ class Lane:
         """All that it holds; read anew after a failure."""
         with self._lock:
             if self._entries is None:
-                self.take([row[1:] for row in self._client.run(self.selection(0), doing="read its own tables")])
+                rows = [row[1:] for row in self._client.run(self.selection(0), doing="read its own tables")]
+                if _writer(rows) not in (self._process, self._writer):
+                    raise _overtaken()
+                self.take(rows)
                 self.raise_watermarks()
             assert self._entries is not None
             return self._entries
@@ -76,6 +91,7 @@ class Lane:
         """Believe what its table holds; no rows: it may not exist yet."""
         with self._lock:
             self._epoch = next((lsn for kind, _, lsn, _ in rows if kind == _EPOCH), None)
+            self._writer = _writer(rows)
             self._entries = {
                 (kind, id_): Entry(Lsn(lsn), body_of(kind, body)) for kind, id_, lsn, body in rows if kind != _EPOCH
             }
@@ -104,19 +120,16 @@ class Lane:
             entries, self._entries = self._entries, None
             self._client.run(script, doing=doing, table=table, parameters=parameters)
             self._entries = _changed(entries or {}, change)
-            self._epoch = (self._epoch or 0) + 1
+            self._epoch, self._writer = (self._epoch or 0) + 1, self._process
             self._tell(self._entries)
 
     def _statements(self, change: Change) -> list[str]:
-        if self._epoch is None:
-            expected = f"NOT EXISTS (SELECT 1 FROM {self._ref})"
-        else:
-            expected = f"(SELECT lsn FROM {self._ref} WHERE kind = '{_EPOCH}') = {self._epoch}"
+        expected = f"(SELECT lsn FROM {self._ref} WHERE kind = '{_EPOCH}') = {self._epoch or 0}"
         return [
             *([_CREATE.format(self._ref)] if self._epoch is None else []),
             *change.ddl,
             "BEGIN TRANSACTION",
-            f"ASSERT {expected} AS 'etl: epoch'",
+            require(expected, "epoch"),
             *change.statements,
             _SET.format(self._ref),
             "COMMIT TRANSACTION",
@@ -124,12 +137,25 @@ class Lane:
         ]
 
     def _rows(self, change: Change) -> list[list[str | None]]:
-        rows: list[list[str | None]] = [[_EPOCH, "", str((self._epoch or 0) + 1), None, None]]
+        rows: list[list[str | None]] = [[_EPOCH, "", str((self._epoch or 0) + 1), self._process, None]]
         for (kind, id_), entry in change.state.items():
             lsn = None if entry is None else str(int(entry.lsn))
             rows.append([kind, id_, lsn, text_of(entry), "gone" if entry is None else None])
         rows += [[kind, id_, str(int(lsn)), None, None] for (kind, id_), lsn in change.positions.items()]
         return rows
+
+
+def _writer(rows: Sequence[Sequence[Any]]) -> str | None:
+    return next((body for kind, _, _, body in rows if kind == _EPOCH), None)
+
+
+def _overtaken() -> DestinationError:
+    """Somebody has written who had not when this process began: it is not the pipeline's any more."""
+    return DestinationError(
+        "Another process of this pipeline has written to the dataset since this one began",
+        hint="See that only one process runs the pipeline; this one ends, and changes nothing more",
+        kind=ErrorKind.PIPELINE_BUSY,
+    )
 
 
 def _changed(entries: Mapping[Key, Entry], change: Change) -> dict[Key, Entry]:

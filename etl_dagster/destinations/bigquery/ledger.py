@@ -34,6 +34,8 @@ from etl_dagster.destinations.bigquery.state import (
     LogBody,
     TableBody,
     lifted,
+    new_token,
+    require,
     table_key,
     table_of,
 )
@@ -57,8 +59,9 @@ class Ledger:
         self.prefix = f"{sha256(owner.encode()).hexdigest()[:10]}_"
         self._lane_names = [f"{self.prefix}state_{number}" for number in range(LANES)]
         self._idle: dict[int, Entry] = {}
+        process = new_token()
         self._lanes = [
-            Lane(client, names.internal(name), self._lifted, partial(self._idle.__setitem__, number))
+            Lane(client, names.internal(name), process, self._lifted, partial(self._idle.__setitem__, number))
             for number, name in enumerate(self._lane_names)
         ]
         self._owners_ref = names.internal("owners")
@@ -227,10 +230,8 @@ class Ledger:
         """The change that makes a table this pipeline's."""
         name = _literal(self._names.table_name(table))
         owners = self._owners_ref
-        statement = (
-            f"ASSERT NOT EXISTS (SELECT 1 FROM {owners} WHERE name = {name} AND pipeline <> {_literal(self.owner)})"
-            " AS 'etl: owned'"
-        )
+        other = f"SELECT 1 FROM {owners} WHERE name = {name} AND pipeline <> {_literal(self.owner)}"
+        statement = require(f"NOT EXISTS ({other})", "owned")
         own = (
             f"MERGE {owners} AS t USING (SELECT {name} AS name, {_literal(self.owner)} AS pipeline) AS s"
             " ON t.name = s.name WHEN NOT MATCHED THEN INSERT (name, pipeline) VALUES (s.name, s.pipeline)"

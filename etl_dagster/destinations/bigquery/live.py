@@ -190,12 +190,13 @@ class LiveTable:
 
     def _fill(self, change: Change, place: Place) -> dict[int, str]:
         """Give rows that are older than a column what they have in it."""
-        found = {}
-        for column, heap in self._missing:
-            value = f"(SELECT {place.value(column, 'u.v')} FROM {heap.source} AS u)"
-            found[column.attnum] = value
-            if not self._truncated:
-                change.statements.append(f"UPDATE {place.ref} SET {place.name(column)} = {value} WHERE true")
+        found = {
+            column.attnum: f"(SELECT {place.value(column, 'u.v')} FROM {heap.source} AS u)"
+            for column, heap in self._missing
+        }
+        if found and not self._truncated:
+            values = ", ".join(f"{place.name(column)} = {found[column.attnum]}" for column, _ in self._missing)
+            change.statements.append(f"UPDATE {place.ref} SET {values} WHERE true")
         return found
 
     def _alter(self, change: Change) -> TableBody:

@@ -22,6 +22,7 @@ from etl_dagster.arrow.fixed import array_of, mask_of
 from etl_dagster.destinations.bigquery.config import BigQueryConfig
 from etl_dagster.destinations.bigquery.naming import Names, quoted
 from etl_dagster.destinations.bigquery.stage import Heap, Stage
+from etl_dagster.destinations.bigquery.state import require
 from etl_dagster.destinations.bigquery.types import CDC_TYPES, NativeType, native_type, plain_type
 from etl_dagster.model import CDC_COLUMNS, ChangeKind, Column, TableSchema
 
@@ -269,7 +270,7 @@ class Merge:
 
     def requirement(self) -> str:
         """The statement that fails when there are such rows."""
-        return f"ASSERT NOT EXISTS ({self.undecided()}) AS {_text(f'etl: incomplete {self._place.table.id}')}"
+        return require(f"NOT EXISTS ({self.undecided()})", f"incomplete {self._place.table.id}")
 
     def _rows(self) -> str:
         """The last row of every key, as the place has it."""
@@ -328,8 +329,3 @@ class Merge:
         place = self._place
         narrow = self._part.bounds.condition(place, "t")
         return f"{equal(place.key_of('t'), place.staged_key_of('s'))}{narrow}"
-
-
-def _text(value: str) -> str:
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
-    return f"'{escaped}'"

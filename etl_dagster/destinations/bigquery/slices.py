@@ -175,7 +175,7 @@ class _SliceMerge:
         table, context = self._target.table, self._context
         fields = [(f"k{i}", native_type(column, context.config)) for i, column in enumerate(table.key)]
         heap = self._stage.heap(fields, str(table.id))
-        for changes in read_changes(context.client, context.ledger.log(self._copy), table):
+        for changes in read_changes(context.client, context.ledger.log(self._copy), table, self._copy.pieces):
             heap.add([changes.rows.column(i) for i in table.key_indexes])
             if changes.moved is not None and changes.old_keys is not None:
                 heap.add(changes.old_keys.filter(mask_of(changes.moved)).columns)

@@ -151,6 +151,15 @@ def sent_bytes(value: object) -> int:
     return len(json.dumps(value, default=repr))
 
 
+def require(condition: str, otherwise: str) -> str:
+    """The statement that fails, as `errors.assertion` reads it, when a condition does not hold.
+
+    ASSERT is not among the statements that are documented to be allowed in transactions.
+    """
+    escaped = otherwise.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
+    return f"SELECT IF({condition}, 1, ERROR('etl: {escaped}'))"
+
+
 def new_token() -> str:
     """A name that no other part of any dataset has."""
     return uuid4().hex[:20]
