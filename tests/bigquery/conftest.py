@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ class BigQueryScenario(Scenario):
         super().__init__(dsn, folder, connection)
 
     def config(self, **changes: Any) -> PipelineConfig:
+        self._changes = changes
         return super().config(**{"destination": self.destination()} | changes)
 
     def destination(self, **changes: Any) -> dict[str, Any]:
@@ -53,7 +55,12 @@ class BigQueryScenario(Scenario):
             return {table.table_id for table in client.list_tables(self.dataset.name)}
 
     def leftovers(self) -> set[str]:
-        """Tables of the destination's own beside the state, which stays."""
+        """Tables of the destination's own beside the state, once a process has copied one more and has swept."""
+        self.execute("create table swept (id int primary key)")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(core, "LEFTOVER_AGE", timedelta(0))
+            self.use(**self._changes)
+            self.sync()
         return {name for name in self.tables() if name.startswith("_etl_") and not _STATE.search(name)}
 
 
