@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from enum import Enum
@@ -103,9 +104,12 @@ def problems(error: ValidationError, model: _Model, document: Document) -> list[
     return [problem for problem in found if not any(problem.path[:n] in known for n in range(1, len(problem.path) + 1))]
 
 
-def example(name: str, field: FieldInfo) -> str:
-    """A right value for the field, as a line of YAML; empty when there is none to give."""
-    for value in _candidates(name, field):
+def example(name: str, field: FieldInfo, given: object = None) -> str:
+    """A right value for the field, as a line of YAML, of the type of what was given; empty when there is none."""
+    candidates = list(_candidates(name, field))
+    type_ = given.get("type") if isinstance(given, dict) else None
+    alike = (value for value in candidates if type_ and isinstance(value, dict) and value.get("type") == type_)
+    for value in (*alike, *candidates):
         return f"{name}: {_yaml(value)}"
     return ""
 
@@ -142,9 +146,11 @@ def _describe(detail: dict[str, Any], place: _Place, filled: bool) -> tuple[str,
         return context["error"].message, context["error"].hint
     if kind.startswith("union_tag"):
         return _wrong_type(kind, context, place, filled)
-    right = example(_field_name(place), place.field) if place.field else ""
+    right = example(_field_name(place), place.field, place.value) if place.field else ""
     if kind == "value_error":
         return str(context["error"]), right
+    if kind == "too_long":
+        return f"must have at most {context['max_length']} entries", right
     text = _TEXTS.get(kind) or _lowered(detail["msg"])
     if kind == "missing":
         return text, right
@@ -157,7 +163,14 @@ def _wrong_type(kind: str, context: Mapping[str, Any], place: _Place, filled: bo
     right = next((f"type: {group['type']}" for group in examples or ()), "")
     if kind == "union_tag_not_found":
         return "is missing", right
+    if isinstance(place.value, str) and not filled:
+        right = _closest(place.value, re.findall(r"'([^']*)'", context["expected_tags"])) or right
     return f"must be one of {context['expected_tags']}{_found(place.value, not filled)}", right
+
+
+def _closest(value: str, tags: Sequence[str]) -> str:
+    close = get_close_matches(re.sub(r"[^a-z0-9]", "", value.lower()), tags, n=1)
+    return f"type: {close[0]}" if close else ""
 
 
 def _describe_entry(detail: dict[str, Any], place: _Place) -> tuple[str, str]:

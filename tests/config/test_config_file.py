@@ -236,6 +236,28 @@ def test_an_unknown_destination_lists_the_known(file: Path, type_: str) -> None:
     assert "'duckdb', 'memory'" in line
 
 
+@pytest.mark.parametrize("type_", ["BigQuery", "big_query", "Big-Query", "bigquerry"])
+def test_a_destination_that_is_nearly_known_is_suggested(file: Path, type_: str) -> None:
+    (line,) = _refused(file, MINIMAL.replace("type: duckdb", f"type: {type_}"))
+    assert line.endswith("(for example `type: bigquery`)")
+
+
+BIGQUERY = MINIMAL.replace("type: duckdb", "type: bigquery").replace("path: shop.duckdb\n", "project: my-project\n")
+BIGQUERY += "  dataset: shop\n  "
+
+
+def test_too_many_entries_are_told_in_plain_words(file: Path) -> None:
+    labels = ", ".join(f"l{number}: x" for number in range(61))
+    (line,) = _refused(file, BIGQUERY + f"labels: {{{labels}}}\n")
+    assert "destination.labels must have at most 60 entries (for example" in line
+
+
+def test_the_example_is_of_the_type_that_was_meant(file: Path) -> None:
+    options = "{partition_by: {type: range, column: id, start: 5, end: 1, interval: 1}}"
+    (line,) = _refused(file, BIGQUERY + f"tables: {{public.t: {options}}}\n")
+    assert "end has to be greater than start (for example `partition_by: {type: range, " in line
+
+
 def test_a_dsn_beside_fields_is_an_error_of_the_connection(file: Path) -> None:
     (line,) = _refused(file, MINIMAL.replace("destination:", "    host: db\ndestination:"))
     assert line.startswith("4: source.connection give either dsn or fields")
