@@ -32,6 +32,7 @@ _STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _INTEGER_DIGITS = 20  # of 64 bits, with its sign
 # Where BigQuery's JSON ends, and others end later.
 _DEEPEST = 500
+_UNREADABLE = f"JSON with a number that no double holds exactly, half a surrogate pair, or over {_DEEPEST} levels"
 
 _Bools = npt.NDArray[np.bool_]
 
@@ -40,7 +41,7 @@ def refuse_beyond(array: pa.Array, limits: ValueLimits) -> None:
     """Raise `Misfits` when any value is beyond what a destination can hold."""
     if isinstance(array.type, pa.JsonType):
         if limits.exact_json:
-            _refuse(_unreadable(array.storage), "JSON with a number that no double holds exactly, or too deep", None)
+            _refuse(_unreadable(array.storage), _UNREADABLE, None)
         return
     if (span := _span(array.type, limits)) is None:
         return

@@ -192,6 +192,11 @@ def test_json_that_an_exact_parser_refuses_for_another_reason_is_a_misfit(text: 
     assert read_json(["1", text]) == ["1", None if bad else text]
 
 
+def test_the_refusal_of_json_names_every_reason_that_it_may_have() -> None:
+    with pytest.raises(ValueUnrepresentable, match="half a surrogate pair, or over 500 levels"):
+        read_json(['"\\ud83d"'], ValuePolicy.FAIL)
+
+
 @pytest.mark.parametrize("policy", list(ValuePolicy))
 def test_the_value_of_rows_older_than_a_column_has_limits_too(policy: ValuePolicy) -> None:
     column = limited(PgType(oid=1082, name="date"), policy).model_copy(update={"missing": "infinity"})
@@ -222,10 +227,10 @@ def limited(type_: PgType, policy: ValuePolicy, limits: ValueLimits = LIMITS) ->
     return Column(attnum=1, name="v", type=type_, values=policy, limits=limits)
 
 
-def read_json(texts: list[str]) -> list[str | None]:
+def read_json(texts: list[str], policy: ValuePolicy = ValuePolicy.NULL) -> list[str | None]:
     data = [text.encode() for text in texts]
     lengths = np.array([len(each) for each in data], np.int32)
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
-    column = limited(PgType(oid=114, name="json"), ValuePolicy.NULL)
+    column = limited(PgType(oid=114, name="json"), policy)
     found: list[str | None] = read_column(column, Fields(padded(b"".join(data)), starts, lengths)).storage.to_pylist()
     return found
