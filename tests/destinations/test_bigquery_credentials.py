@@ -138,6 +138,6 @@ def test_a_file_that_is_missing_or_no_key(bigquery_dataset: Dataset, tmp_path: P
 
 def test_a_key_that_is_damaged(bigquery_dataset: Dataset, key: str) -> None:
     damaged = json.dumps(json.loads(key) | {"private_key": "-----BEGIN PRIVATE KEY-----\ns3cr3t\n"})
-    with pytest.raises(ConfigError, match="not a key") as caught:
+    with pytest.raises(ConfigError, match=r"destination\.credentials\.json: not a key") as caught:
         query(bigquery_dataset, {"type": "key", "json": damaged})
     assert "s3cr3t" not in "".join(traceback.format_exception(caught.value))

@@ -44,7 +44,8 @@ def authorize(config: BigQueryConfig) -> Credentials:
             f"destination.credentials.path: {path} cannot be read ({type(error).__name__})", hint="Correct the path"
         ) from error
     except ValueError:  # the parser's message may quote the key
-        raise _unfit("destination.credentials") from None
+        field = ".json" if isinstance(config.credentials, KeyCredentials) else ""
+        raise _unfit(f"destination.credentials{field}") from None
 
 
 def _unfit(field: str) -> ConfigError:
