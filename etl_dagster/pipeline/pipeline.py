@@ -71,6 +71,11 @@ class Pipeline:
         """The pipeline's name."""
         return self.config.name
 
+    @property
+    def batch_seconds(self) -> float:
+        """How far apart batches are, at the destination's wish."""
+        return self._destination.capabilities.batch_seconds
+
     @contextmanager
     def replicator(self, reporter: Reporter | None = None, *, wait_seconds: float = 0.0) -> Iterator[Replicator]:
         """The engine, holding the pipeline until the end of the ``with`` block.
@@ -154,7 +159,7 @@ class Pipeline:
         behind = current - record.position
         if behind <= 0:
             return Pending(False, f"nothing was written since {record.position}", current)
-        if left := seconds_until_due(record.batch_at, self._destination.capabilities.batch_seconds):
+        if left := seconds_until_due(record.batch_at, self.batch_seconds):
             return Pending(False, f"the next batch is due in {left:.0f} s", current)
         if behind > IDLE_WAL_BYTES:
             return Pending(True, f"{behind:,} bytes of WAL to apply or to pass over", current, changes=True)

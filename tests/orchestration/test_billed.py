@@ -5,10 +5,12 @@ from time import monotonic
 import dagster as dg
 import pytest
 
-from etl_dagster.orchestration import ReplicationTranslator
+from etl_dagster.orchestration import HealthPolicy, ReplicationTranslator
+from etl_dagster.orchestration.checks import LAG_CHECK
 from etl_dagster.orchestration.names import ENDING_TAG
 from tests.billed import BATCH_BYTES, billed  # noqa: F401
 from tests.orchestration.project import ORDERS, QUIET, Project
+from tests.orchestration.test_health import verdicts
 
 LONG = 1000.0
 
@@ -33,6 +35,15 @@ def test_the_next_run_is_asked_for_when_a_batch_is_due(project: Project) -> None
     bill(project, 0.001)
     project.micro_batch()
     project.assert_equal()
+
+
+def test_the_pause_between_batches_is_no_lag(project: Project) -> None:
+    for seconds, passed in ((0.001, False), (LONG, True)):
+        bill(project, seconds)
+        project.load(health=HealthPolicy(max_lag_seconds=0))
+        project.micro_batch()
+        project.execute("update shop.orders set id = id")
+        assert verdicts(project)[LAG_CHECK] is passed
 
 
 def test_a_table_that_waits_for_its_copy_does_not_wait_for_a_batch(project: Project) -> None:
