@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 
 from etl_dagster.arrow.landing import landed_schema
 from etl_dagster.arrow.types import column_type
 from etl_dagster.destinations.admission import require_column_names
-from etl_dagster.errors import TableError
-from etl_dagster.model import Column, TableSchema
+from etl_dagster.errors import TableError, ValueUnrepresentable
+from etl_dagster.model import Column, TableId, TableSchema
 
 _Fold = Callable[[str], str]
 _COPY_AGAIN = "Copy the table again"
@@ -42,6 +43,16 @@ def alteration(known: TableSchema, table: TableSchema, existing: Sequence[str], 
     ours = {*(old for old, _ in kept), *landed_schema(known).names[len(known.columns) :]}
     foreign = [name for name in existing if name not in ours]
     return Alteration([*renames, *_giving_way(foreign, existing, table, fold)], added)
+
+
+@contextmanager
+def concerning(table: TableId) -> Iterator[None]:
+    """The default of a new column may be a value that cannot be held, which then concerns this table alone."""
+    try:
+        yield
+    except ValueUnrepresentable as error:
+        error.table = error.table or str(table)
+        raise
 
 
 def not_followable(table: TableSchema, how: str) -> TableError:

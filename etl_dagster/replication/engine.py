@@ -12,7 +12,7 @@ import gc
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from datetime import UTC, datetime
 from itertools import chain
 from time import monotonic
@@ -34,7 +34,7 @@ from etl_dagster.replication.report import BatchReport, LogReporter, Reporter, a
 from etl_dagster.replication.requests import Requests
 from etl_dagster.replication.stream import WindowSizer, passed, pieces
 from etl_dagster.replication.tables import Tables
-from etl_dagster.retry import Retrier, stopped
+from etl_dagster.retry import Retrier, stoppable, stopped
 from etl_dagster.settings import ReplicationSettings
 from etl_dagster.store.base import Store, TableRecord, TableState
 
@@ -164,7 +164,8 @@ class Replicator:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stack.close()
+        with _interrupted() if isinstance(error, BaseException) and not isinstance(error, Exception) else nullcontext():
+            self._stack.close()
 
     @property
     def position(self) -> Lsn:
@@ -493,6 +494,13 @@ class _ReadClock:
             if item is None:
                 return
             yield item
+
+
+def _interrupted() -> AbstractContextManager[None]:
+    """Nobody waits for what other threads try again."""
+    stop = threading.Event()
+    stop.set()
+    return stoppable(stop)
 
 
 def _worth_retrying(error: Exception) -> bool:

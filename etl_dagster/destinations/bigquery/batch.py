@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from etl_dagster.destinations.alteration import concerning
 from etl_dagster.destinations.bigquery.live import Context, LiveTable
 from etl_dagster.destinations.bigquery.logs import LogWriter
 from etl_dagster.destinations.bigquery.stage import Heap, Stage
 from etl_dagster.destinations.bigquery.state import COPY, Change, Entry, Key, held_key, table_key
-from etl_dagster.errors import DestinationError, ErrorKind, EtlError, ValueUnrepresentable
+from etl_dagster.errors import DestinationError, ErrorKind, EtlError
 from etl_dagster.model import CopyTarget, EventBatch, Lsn, Route, TableEvents, TableId
 
 # A transaction may change 100 tables, the state's own among them, and a table has up to two here.
@@ -78,11 +78,11 @@ class BatchWriter:
                 self._context.ledger.copy(route.log)  # raises for one that was not begun
         for piece in batch:
             for events in piece:
-                with _concerning(events.table.id):
+                with concerning(events.table.id):
                     self._take_in(events)
         for table, places in self._places.items():
             if places.live is not None:
-                with _concerning(table):
+                with concerning(table):
                     places.live.end(batch.position)
         lanes = self._lanes(batch.position)
         if lanes:
@@ -241,13 +241,3 @@ def _overtaken() -> DestinationError:
 
 def _below(entry: Entry | None, position: Lsn) -> bool:
     return entry is not None and entry.lsn < position
-
-
-@contextmanager
-def _concerning(table: TableId) -> Iterator[None]:
-    """The default of a new column may be a value that cannot be held, which then concerns this table alone."""
-    try:
-        yield
-    except ValueUnrepresentable as error:
-        error.table = error.table or str(table)
-        raise

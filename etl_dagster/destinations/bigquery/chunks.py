@@ -13,11 +13,11 @@ from etl_dagster.arrow.changes import lsn_number
 from etl_dagster.arrow.fixed import array_of
 from etl_dagster.destinations.base import ChunkRows
 from etl_dagster.destinations.bigquery.encoding import encode
-from etl_dagster.destinations.bigquery.finish import SNAPSHOT_LABEL, cdc_names, chunk_key
 from etl_dagster.destinations.bigquery.layout import Field
 from etl_dagster.destinations.bigquery.live import Context
 from etl_dagster.destinations.bigquery.naming import bare
 from etl_dagster.destinations.bigquery.parquet import ParquetFile
+from etl_dagster.destinations.bigquery.staging import SNAPSHOT_LABEL, cdc_names, chunk_key
 from etl_dagster.destinations.bigquery.state import COPY, SNAPSHOT, Change, Entry
 from etl_dagster.destinations.bigquery.types import CDC_TYPES, NativeType, native_type, plain_type
 from etl_dagster.errors import DestinationError, ValueUnrepresentable

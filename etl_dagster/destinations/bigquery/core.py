@@ -14,16 +14,7 @@ from etl_dagster.destinations.bigquery.chunks import ChunkWriter
 from etl_dagster.destinations.bigquery.client import Client, require_bigquery
 from etl_dagster.destinations.bigquery.config import BigQueryConfig
 from etl_dagster.destinations.bigquery.encoding import decode
-from etl_dagster.destinations.bigquery.finish import (
-    Finish,
-    Undecided,
-    cdc_names,
-    columns_of,
-    converts,
-    leftovers,
-    swap,
-    table_body,
-)
+from etl_dagster.destinations.bigquery.finish import Finish, Undecided
 from etl_dagster.destinations.bigquery.layout import Field, Layout, layout_ddl, layout_of, partitioning
 from etl_dagster.destinations.bigquery.ledger import Ledger
 from etl_dagster.destinations.bigquery.live import Context
@@ -31,6 +22,7 @@ from etl_dagster.destinations.bigquery.logs import creation, read_raw
 from etl_dagster.destinations.bigquery.naming import INTERNAL, Names, bare, quoted
 from etl_dagster.destinations.bigquery.slices import SliceFinish
 from etl_dagster.destinations.bigquery.stage import Stage
+from etl_dagster.destinations.bigquery.staging import cdc_names, columns_of, converts, leftovers
 from etl_dagster.destinations.bigquery.state import (
     COPY,
     SNAPSHOT,
@@ -42,6 +34,7 @@ from etl_dagster.destinations.bigquery.state import (
     new_token,
     table_key,
 )
+from etl_dagster.destinations.bigquery.swap import swap, table_body
 from etl_dagster.destinations.bigquery.types import CDC_TYPES, NativeType, native_type
 from etl_dagster.destinations.registry import DestinationPlugin
 from etl_dagster.errors import DestinationError

@@ -40,7 +40,7 @@ class Lane:
 
     Args:
         ref: SQL name of its table, which is made by the first commit.
-        process: Tells who has written last.
+        writers: Processes that may have written: this one first of all, and those that had when it began.
         lift: What all lanes know of an entry that this one has read.
         learn: Is told what this one says of idle tables.
     """
@@ -49,18 +49,17 @@ class Lane:
         self,
         client: Client,
         ref: str,
-        process: str,
+        writers: list[str | None],
         lift: Callable[[Key, Entry], Entry],
         learn: Callable[[Entry], None],
     ) -> None:
         self._client = client
         self._ref = ref
-        self._process = process
+        self._writers = writers
         self._lift = lift
         self._learn = learn
         self._lock = threading.RLock()
         self._epoch: int | None = None
-        self._writer: str | None = None
         self._entries: dict[Key, Entry] | None = None
 
     @property
@@ -69,7 +68,7 @@ class Lane:
         with self._lock:
             if self._entries is None:
                 rows = [row[1:] for row in self._client.run(self.selection(0), doing="read its own tables")]
-                if _writer(rows) not in (self._process, self._writer):
+                if _writer(rows) not in self._writers:
                     raise _overtaken()
                 self.take(rows)
                 self.raise_watermarks()
@@ -87,11 +86,15 @@ class Lane:
         """A query for all rows, which begin with this number."""
         return f"SELECT {number} AS lane, kind, id, lsn, body FROM {self._ref}"
 
+    def begin(self, rows: Sequence[Sequence[Any]]) -> None:
+        """Believe what its table holds when the process begins, and who wrote it: a script may outlive its process."""
+        self._writers.append(_writer(rows))
+        self.take(rows)
+
     def take(self, rows: Sequence[Sequence[Any]]) -> None:
         """Believe what its table holds; no rows: it may not exist yet."""
         with self._lock:
             self._epoch = next((lsn for kind, _, lsn, _ in rows if kind == _EPOCH), None)
-            self._writer = _writer(rows)
             self._entries = {
                 (kind, id_): Entry(Lsn(lsn), body_of(kind, body)) for kind, id_, lsn, body in rows if kind != _EPOCH
             }
@@ -120,7 +123,7 @@ class Lane:
             entries, self._entries = self._entries, None
             self._client.run(script, doing=doing, table=table, parameters=parameters)
             self._entries = _changed(entries or {}, change)
-            self._epoch, self._writer = (self._epoch or 0) + 1, self._process
+            self._epoch = (self._epoch or 0) + 1
             self._tell(self._entries)
 
     def _statements(self, change: Change) -> list[str]:
@@ -137,7 +140,7 @@ class Lane:
         ]
 
     def _rows(self, change: Change) -> list[list[str | None]]:
-        rows: list[list[str | None]] = [[_EPOCH, "", str((self._epoch or 0) + 1), self._process, None]]
+        rows: list[list[str | None]] = [[_EPOCH, "", str((self._epoch or 0) + 1), self._writers[0], None]]
         for (kind, id_), entry in change.state.items():
             lsn = None if entry is None else str(int(entry.lsn))
             rows.append([kind, id_, lsn, text_of(entry), "gone" if entry is None else None])

@@ -59,9 +59,9 @@ class Ledger:
         self.prefix = f"{sha256(owner.encode()).hexdigest()[:10]}_"
         self._lane_names = [f"{self.prefix}state_{number}" for number in range(LANES)]
         self._idle: dict[int, Entry] = {}
-        process = new_token()
+        writers: list[str | None] = [new_token(), None]
         self._lanes = [
-            Lane(client, names.internal(name), process, self._lifted, partial(self._idle.__setitem__, number))
+            Lane(client, names.internal(name), writers, self._lifted, partial(self._idle.__setitem__, number))
             for number, name in enumerate(self._lane_names)
         ]
         self._owners_ref = names.internal("owners")
@@ -83,7 +83,7 @@ class Ledger:
         rows = self._client.run(" UNION ALL ".join(queries), doing="read its own tables") if queries else []
         self._owners = {id_: body for lane, _, id_, _, body in rows if lane == -1}
         for number, lane in enumerate(self._lanes):
-            lane.take([row[1:] for row in rows if row[0] == number])
+            lane.begin([row[1:] for row in rows if row[0] == number])
         for lane in self._lanes:
             lane.raise_watermarks()
 

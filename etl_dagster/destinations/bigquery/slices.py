@@ -20,12 +20,13 @@ from etl_dagster.arrow.fixed import mask_of
 from etl_dagster.arrow.types import arrow_schema, arrow_type, column_type
 from etl_dagster.destinations.admission import require_sliceable, slice_column, table_not_live
 from etl_dagster.destinations.bigquery.encoding import decode
-from etl_dagster.destinations.bigquery.finish import Undecided, chunk_key, leftovers, staged_place
+from etl_dagster.destinations.bigquery.finish import Undecided
 from etl_dagster.destinations.bigquery.live import Context, LiveTable
 from etl_dagster.destinations.bigquery.logs import read_changes
 from etl_dagster.destinations.bigquery.merge import Place, equal
 from etl_dagster.destinations.bigquery.naming import bare, quoted
 from etl_dagster.destinations.bigquery.stage import Heap, Stage
+from etl_dagster.destinations.bigquery.staging import chunk_key, leftovers, staged_place
 from etl_dagster.destinations.bigquery.state import COPY, Change, CopyBody, Entry, TableBody, table_key
 from etl_dagster.destinations.bigquery.types import native_type, plain_type
 from etl_dagster.model import (

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
 from etl_dagster.arrow.changes import beyond, same_columns, to_record_batch
+from etl_dagster.destinations.alteration import concerning
 from etl_dagster.destinations.duckdb.client import Client, Session, translated
 from etl_dagster.destinations.duckdb.encoding import encode
 from etl_dagster.destinations.duckdb.held import HeldLog, HeldLogs, HeldWriter
 from etl_dagster.destinations.duckdb.ledger import CopyState, Ledger, log_name
 from etl_dagster.destinations.duckdb.live import LiveTable
-from etl_dagster.errors import DestinationError, ValueUnrepresentable
+from etl_dagster.errors import DestinationError
 from etl_dagster.model import CopyTarget, EventBatch, Lsn, Route, TableEvents, TableId
 
 
@@ -51,11 +51,11 @@ class BatchWriter:
         """Apply the pieces, and raise the watermarks of every table that the batch names."""
         for piece in batch:
             for events in piece:
-                with _concerning(events.table.id):
+                with concerning(events.table.id):
                     self._apply(events)
         for table, places in self._places.items():
             if places.live is not None:
-                with _concerning(table), translated("merge changes", str(table)):
+                with concerning(table), translated("merge changes", str(table)):
                     places.live.finish(batch.position)
         self._raise_watermarks(batch.position)
 
@@ -113,16 +113,6 @@ class BatchWriter:
         held = [table for table, places in self._places.items() if places.held is not None]
         self._ledger.raise_watermarks(live, copies, position)
         self._held.raise_watermarks(held, position)
-
-
-@contextmanager
-def _concerning(table: TableId) -> Iterator[None]:
-    """The default of a new column may be a value that cannot be held, which then concerns this table alone."""
-    try:
-        yield
-    except ValueUnrepresentable as error:
-        error.table = error.table or str(table)
-        raise
 
 
 def _held_log(held: Mapping[TableId, HeldLog], table: TableId) -> HeldLog:
