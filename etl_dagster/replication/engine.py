@@ -164,7 +164,7 @@ class Replicator:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with _interrupted() if isinstance(error, BaseException) and not isinstance(error, Exception) else nullcontext():
+        with _interrupted() if error is not None and not isinstance(error, Exception) else nullcontext():
             self._stack.close()
 
     @property

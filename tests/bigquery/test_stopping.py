@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import threading
 from typing import TYPE_CHECKING
 
@@ -103,3 +104,29 @@ def test_a_check_makes_nothing_and_does_not_wait_for_who_is_away(
     with bigquery_proxy.on_call(lambda _call, _moment: True), without_waiting():
         away = far.pipeline.check()
     assert [result.name for result in away if not result.passed] == ["jobs"]
+
+
+@pytest.mark.timeout(60)
+def test_an_interrupt_does_not_wait_for_copies_that_try_again(
+    far: BigQueryScenario, bigquery_proxy: FaultProxy
+) -> None:
+    far.execute(*TABLE)
+    far.use(destination=far.destination(api_endpoint=bigquery_proxy.url, retry_seconds=RETRY_SECONDS))
+    lost: list[Call] = []
+
+    def lose(call: Call, moment: str) -> bool:
+        if call.job != "load" or moment != "before":
+            return False
+        lost.append(call)
+        if len(lost) == 2:
+            _thread.interrupt_main()
+        return True
+
+    with (
+        pytest.raises(KeyboardInterrupt),
+        bigquery_proxy.on_call(lose),
+        far.pipeline.replicator() as replicator,
+    ):
+        replicator.sync()
+    far.sync()
+    far.assert_equal("t")
