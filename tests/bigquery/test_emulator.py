@@ -157,6 +157,7 @@ def test_sizes_are_limited(client: bigquery.Client) -> None:
         ("CREATE TABLE u (x FLOAT64) CLUSTER BY x", "Clustering"),
         ("CREATE TABLE u (x JSON) CLUSTER BY x", "Clustering"),
         ("CREATE TABLE u (a INT64, b INT64, c INT64, d INT64, e INT64) CLUSTER BY a, b, c, d, e", "Clustering"),
+        ("CREATE OR REPLACE TABLE t CLUSTER BY v AS SELECT 1 AS id, 'v' AS v", "different partitioning"),
         ("ALTER TABLE t RENAME COLUMN id TO key", "clustered"),
         ("ALTER TABLE t DROP COLUMN id", "clustered"),
         ("ALTER TABLE t ALTER COLUMN n SET DATA TYPE INT64", "assignable"),
@@ -214,8 +215,10 @@ def test_a_copy_has_the_layout_of_its_source(client: bigquery.Client, bigquery_d
     rows(client, "CREATE TABLE u (other INT64) CLUSTER BY other")
     name = f"{bigquery_dataset.project}.{bigquery_dataset.name}"
     config = bigquery.CopyJobConfig(write_disposition="WRITE_TRUNCATE")
-    client.copy_table(f"{name}.t", f"{name}.u", job_config=config).result()
-    copied = client.get_table(f"{name}.u")
+    with pytest.raises(BadRequest, match="Incompatible"):
+        client.copy_table(f"{name}.t", f"{name}.u", job_config=config).result()
+    client.copy_table(f"{name}.t", f"{name}.w", job_config=config).result()
+    copied = client.get_table(f"{name}.w")
     assert copied.clustering_fields == ["id"]
     assert [(column.name, column.precision) for column in copied.schema] == [("id", None), ("n", 10)]
 

@@ -95,6 +95,18 @@ class TestLayout:
         destination.write_events(make_batch(40, [[events(table, Update(30, (2, "x", UNCHANGED)))]]))
         assert content(destination, table) == [(1, "a", "A"), (2, "x", "B")]
 
+    @pytest.mark.parametrize("more", [{}, {"doc": _JSONB}], ids=["copied", "converted"])
+    def test_another_key_comes_with_the_next_copy(
+        self, opened: Open, bigquery_dataset: Dataset, more: dict[str, PgType]
+    ) -> None:
+        columns, doc = {"id": INT8, "name": TEXT, **more}, [None] * len(more)
+        destination = opened()
+        copied(destination, make_table(columns=columns), [(1, "a", *doc)])
+        table = make_table(columns=columns, key=["name", "id"])
+        copied(destination, table, [(1, "a", *doc), (2, "b", *doc)], copy_id="c1", at=20)
+        with bigquery_dataset.client() as google:
+            assert google.get_table(f"{bigquery_dataset.name}.shop_orders").clustering_fields == ["name", "id"]
+
     @pytest.mark.parametrize("column", ["nothing", "name"])
     def test_a_column_that_cannot_partition_a_table_is_told(self, opened: Open, column: str) -> None:
         destination = opened(tables={"shop.orders": {"partition_by": {"type": "time", "column": column}}})

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import strict
 from duckdb.sqltypes import DuckDBPyType
 from local_bigquery.catalog import metadata, tables
 from local_bigquery.engine import database, types
+from local_bigquery.errors import BigQueryError
 from local_bigquery.jobs import copy, runner
 from local_bigquery.models import Table, TableFieldSchema
 from local_bigquery.sql import rules
@@ -89,6 +91,9 @@ def _copy(cur: Any, config: Any, upload: str | None) -> Any:
     source = tables.reference((config.sourceTables or [config.sourceTable])[0])
     destination = tables.reference(config.destinationTable)
     replaces = config.writeDisposition == "WRITE_TRUNCATE" or not tables.exists(*destination)
+    existing = strict.layout_of(destination)
+    if replaces and existing is not None and existing != strict.layout_of(source):
+        raise BigQueryError("invalid", "Incompatible table partitioning or clustering specification")
     result = _original_copy(cur, config, upload)
     stored = metadata.load(Table, *source)
     if stored and replaces and config.operationType not in copy.CLONES:

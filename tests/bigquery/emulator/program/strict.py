@@ -189,12 +189,35 @@ def _run(
     mutates = not isinstance(tree, exp.Insert)
     if table:
         transactions.change(cur, table, mutates=mutates)
+    replaced = _replaced_table(tree, context)
+    before = replaced and layout_of(replaced)
     result = _original_run(cur, tree, context, destination, config, dry_run, isolated)
+    if replaced and before is not None and layout_of(replaced) != before:
+        raise _invalid("Cannot replace a table with a different partitioning spec. Instead, DROP the table")
     if table and mutates:
         transactions.changed(cur, table)
     if isinstance(tree, exp.Commit | exp.Rollback):
         transactions.end(cur, committed=isinstance(tree, exp.Commit))
     return result
+
+
+def _replaced_table(tree: exp.Expression, context: Context) -> Reference | None:
+    if not isinstance(tree, exp.Create) or tree.args.get("kind") != "TABLE" or not tree.args.get("replace"):
+        return None
+    table = tree.find(exp.Table)
+    if table is None or _is_temporary(table, context) or context.temporary is None:
+        return None
+    return names.reference(table, context.project_id, context.dataset_id or "")
+
+
+def layout_of(table: Reference) -> tuple[Any, ...] | None:
+    """How a table is partitioned and clustered; None when there is none."""
+    stored = metadata.load(Table, *table)
+    if stored is None:
+        return None
+    parts = (stored.timePartitioning, stored.rangePartitioning)
+    fields = (stored.clustering and stored.clustering.fields) or []
+    return (*(part and part.field for part in parts), *fields)
 
 
 def _changed_table(tree: exp.Expression, context: Context) -> Reference | None:
