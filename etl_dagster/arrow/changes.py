@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from etl_dagster.arrow.decode import read_column
-from etl_dagster.arrow.fixed import array_of, mask_of
+from etl_dagster.arrow.fixed import array_of, mask_of, words_of
 from etl_dagster.arrow.taking import taking
 from etl_dagster.arrow.types import arrow_schema, column_type
 from etl_dagster.model import (
@@ -245,7 +245,7 @@ def lsn_numbers(lsn: npt.NDArray[np.uint64], ordinal: npt.NDArray[np.int64]) -> 
 
 def lsn_parts(numbers: pa.Array) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
     """Commit LSN and ordinal of values of the column ``_LSN``."""
-    halves = np.frombuffer(numbers.buffers()[1], np.uint64).reshape(-1, 2)[numbers.offset :][: len(numbers)]
+    halves = words_of(numbers, np.dtype((np.uint64, 2)))
     low, high = halves[:, 0], halves[:, 1]
     lsn = (low >> np.uint64(_ORDINAL_BITS)) | (high << np.uint64(64 - _ORDINAL_BITS))
     return lsn, (low & np.uint64(_MAX_ORDINAL)).astype(np.int64)

@@ -93,6 +93,15 @@ def array_of(values: npt.NDArray[Any]) -> pa.Array:
     )
 
 
+def words_of(array: pa.Array, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """The values of an array of fixed width, without a copy; what stands where it is null means nothing.
+
+    Its buffer may be missing, or longer than a whole number of values.
+    """
+    end = array.offset + len(array)
+    return np.frombuffer(array.buffers()[1] or b"", dtype, count=end)[array.offset :] if end else np.empty(0, dtype)
+
+
 def mask_of(values: npt.NDArray[np.bool_]) -> pa.Array:
     """An Arrow array over booleans."""
     bits = np.packbits(values, bitorder="little")

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from etl_dagster.arrow.fixed import words_of
 from etl_dagster.arrow.lists import join_list
 from etl_dagster.arrow.printing import hex_digits
 
@@ -105,7 +106,7 @@ _INTERVAL = np.dtype([("months", "<i4"), ("days", "<i4"), ("nanos", "<i8")])
 
 
 def _interval(array: pa.Array) -> pa.Array:
-    parts = np.frombuffer(array.buffers()[1], _INTERVAL)[array.offset : array.offset + len(array)]
+    parts = words_of(array, _INTERVAL)
     seconds = parts["nanos"] // 1_000_000_000
     units = (
         (parts["months"], " mons"),

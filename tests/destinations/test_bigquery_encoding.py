@@ -148,6 +148,15 @@ def test_slices_and_chunks_and_nothing_at_all_are_encoded() -> None:
     assert encode(kinds, plain_type(pa.string())).to_pylist() == ["copy", "insert", "copy"]
 
 
+def test_a_buffer_longer_than_its_values_is_read_as_far_as_they_reach() -> None:
+    # As decoding leaves it: nothing but NULL, in eight bytes where a value takes sixteen.
+    type_ = pa.month_day_nano_interval()
+    none = pa.Array.from_buffers(type_, 0, [None, pa.py_buffer(bytes(8))])
+    assert encode(none, plain_type(type_)).to_pylist() == []
+    one = pa.Array.from_buffers(type_, 1, [None, pa.py_buffer(bytes(24))])
+    assert encode(one, plain_type(type_)).to_pylist() == ["0-0 0 0:0:0.000000"]
+
+
 def test_uuids_and_bytes_by_their_digits() -> None:
     values = pa.array([b"\0" * 16, b"\xff" * 16, bytes(range(16)), None], pa.binary(16))
     texts = uuid_texts(values)

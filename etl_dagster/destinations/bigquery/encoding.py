@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json as pj
 
-from etl_dagster.arrow.fixed import array_of, bitmap, mask_of
+from etl_dagster.arrow.fixed import array_of, bitmap, mask_of, words_of
 from etl_dagster.arrow.lists import join_list, map_list
 from etl_dagster.arrow.moments import MONTH_DAY_NANO, interval_values
 from etl_dagster.arrow.printing import (
@@ -104,8 +104,7 @@ def _decimals(values: pa.Array, carried: pa.DataType) -> pa.Array:
 
 
 def _interval_texts(values: pa.Array, carried: pa.DataType) -> pa.Array:
-    size = len(values)
-    parts = np.frombuffer(values.buffers()[1] or b"", MONTH_DAY_NANO)[values.offset : values.offset + size]
+    parts = words_of(values, MONTH_DAY_NANO)
     years, months = np.divmod(np.abs(parts["months"].astype(np.int64)), 12)
     seconds, micros = np.divmod(np.abs(parts["nanoseconds"]) // 1000, 1_000_000)
     minutes, seconds = np.divmod(seconds, 60)
