@@ -21,7 +21,8 @@ from etl_dagster.model import Lsn
 _EPOCH = "epoch"
 # One statement, so that there is never more than one epoch.
 _CREATE = (
-    f"CREATE TABLE IF NOT EXISTS {{0}} AS SELECT '{_EPOCH}' AS kind, '' AS id, 0 AS lsn, CAST(NULL AS STRING) AS body"
+    "CREATE TABLE IF NOT EXISTS {0} AS"
+    f" SELECT '{_EPOCH}' AS kind, '' AS id, CAST(0 AS INT64) AS lsn, CAST(NULL AS STRING) AS body"
 )
 _SET = (
     "MERGE {0} AS t USING (SELECT JSON_VALUE(r, '$[0]') AS kind, JSON_VALUE(r, '$[1]') AS id,"
