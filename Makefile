@@ -34,7 +34,8 @@ test-postgres: venv  ## Run the tests of the source and the engine against anoth
 	@test -x "$(BINDIR)/postgres" || { echo "no PostgreSQL in '$(BINDIR)': make test-postgres BINDIR=/its/bin"; exit 2; }
 	@ETL_TEST_PG_BINDIR="$(BINDIR)" ETL_TEST_KILLS=$${ETL_TEST_KILLS:-5} $(BIN)/python -m pytest \
 		tests/postgres tests/decoding tests/types tests/store tests/replication \
-		--ignore tests/replication/test_many_tables.py --ignore tests/replication/test_wide_and_large.py $(ARGS)
+		--ignore tests/replication/test_many_tables.py --ignore tests/replication/test_wide_and_large.py \
+		--ignore tests/replication/test_slices.py --ignore tests/replication/test_pace.py $(ARGS)
 
 test-bigquery: venv  ## Run the tests against Google's BigQuery (ETL_TEST_BIGQUERY_PROJECT=a project that pays for it)
 	@test -n "$(ETL_TEST_BIGQUERY_PROJECT)" || { echo "no project: make test-bigquery ETL_TEST_BIGQUERY_PROJECT=it"; exit 2; }
